@@ -1,0 +1,164 @@
+//! What we write into a cluster's configuration files. Pure: settings in, text out.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use loomworks_core::lsn::Lsn;
+
+/// The file with our settings; `postgresql.conf` includes it last, so an operator's own lines above it stay.
+pub const FILE: &str = "loomworks.conf";
+
+/// Our settings for the cluster that serves tenants.
+#[derive(Clone, Debug)]
+pub struct Serving<'a> {
+    pub port: u16,
+    pub socket_directory: &'a Path,
+    pub log_directory: &'a Path,
+    /// `None` while the cluster is not archived (tests that need no archive).
+    pub archive_command: Option<&'a str>,
+}
+
+/// Where recovery stops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoveryTarget {
+    /// Just before the first record at or after this position.
+    Before(Lsn),
+    /// After the last transaction that committed at or before this moment (RFC 3339).
+    Time(String),
+}
+
+/// Settings of a side cluster: it recovers to a target, is read once and thrown away.
+#[derive(Clone, Debug)]
+pub struct Recovering<'a> {
+    pub socket_directory: &'a Path,
+    pub restore_command: &'a str,
+    pub target: &'a RecoveryTarget,
+}
+
+/// A line of a configuration file, quoted as `guc-file.l` reads it.
+fn line(out: &mut String, name: &str, value: &str) {
+    let quoted = value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n");
+    let _ = writeln!(out, "{name} = '{quoted}'");
+}
+
+impl Serving<'_> {
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut out = String::from(
+            "# Written by Loomworks at every start. Put your own settings into postgresql.conf.\n",
+        );
+        line(&mut out, "listen_addresses", "127.0.0.1");
+        line(&mut out, "port", &self.port.to_string());
+        line(&mut out, "unix_socket_directories", &self.socket_directory.to_string_lossy());
+        line(&mut out, "password_encryption", "scram-sha-256");
+        line(&mut out, "max_connections", "200");
+        line(&mut out, "timezone", "UTC");
+        line(&mut out, "log_timezone", "UTC");
+        line(&mut out, "logging_collector", "on");
+        line(&mut out, "log_directory", &self.log_directory.to_string_lossy());
+        line(&mut out, "log_filename", "postgresql-%a.log");
+        line(&mut out, "log_truncate_on_rotation", "on");
+        line(&mut out, "log_rotation_age", "1d");
+        line(&mut out, "log_line_prefix", "%m [%p] %q%u@%d ");
+        // A statement that fails may carry a tenant's data; the log is for the operator.
+        line(&mut out, "log_min_error_statement", "panic");
+        // The values of the specification (decision 2), with room for the archiver and base backups.
+        line(&mut out, "wal_level", "replica");
+        line(&mut out, "max_wal_senders", "10");
+        line(&mut out, "archive_timeout", "300");
+        match self.archive_command {
+            Some(command) => {
+                line(&mut out, "archive_mode", "on");
+                line(&mut out, "archive_command", command);
+            }
+            None => line(&mut out, "archive_mode", "off"),
+        }
+        out
+    }
+}
+
+impl Recovering<'_> {
+    /// It may lose everything at a crash (it would be made anew), and it must never archive: it carries the system
+    /// identifier of its source.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut out = String::from("# Written by Loomworks for a side cluster.\n");
+        line(&mut out, "listen_addresses", "");
+        line(&mut out, "unix_socket_directories", &self.socket_directory.to_string_lossy());
+        line(&mut out, "logging_collector", "off");
+        line(&mut out, "archive_mode", "off");
+        line(&mut out, "hot_standby", "off");
+        line(&mut out, "fsync", "off");
+        line(&mut out, "full_page_writes", "off");
+        line(&mut out, "synchronous_commit", "off");
+        line(&mut out, "autovacuum", "off");
+        line(&mut out, "max_wal_senders", "0");
+        line(&mut out, "restore_command", self.restore_command);
+        line(&mut out, "recovery_target_timeline", "current");
+        line(&mut out, "recovery_target_action", "promote");
+        match self.target {
+            RecoveryTarget::Before(lsn) => {
+                line(&mut out, "recovery_target_lsn", &lsn.to_string());
+                line(&mut out, "recovery_target_inclusive", "off");
+            }
+            RecoveryTarget::Time(time) => line(&mut out, "recovery_target_time", time),
+        }
+        out
+    }
+}
+
+/// Who may connect how. `roles` may use the socket, as one of the operating system's users in `accounts`; everybody
+/// else comes over the loopback network with a password. The superuser has none and cannot.
+#[must_use]
+pub fn host_based_authentication(roles: &[&str]) -> String {
+    let mut out = String::from("# Written by Loomworks.\n");
+    for role in roles {
+        let _ = writeln!(out, "local  all          {role}  peer map=loomworks");
+    }
+    let _ = writeln!(out, "local  replication  {}  peer map=loomworks", super::cluster::SUPERUSER);
+    let _ = writeln!(out, "host   all          {}  all           reject", super::cluster::SUPERUSER);
+    let _ = writeln!(out, "host   all          all  127.0.0.1/32  scram-sha-256");
+    let _ = writeln!(out, "host   all          all  ::1/128       scram-sha-256");
+    out
+}
+
+/// Which of the operating system's users may be which role on the socket.
+#[must_use]
+pub fn user_name_map(accounts: &[String], roles: &[&str]) -> String {
+    let mut out = String::from("# Written by Loomworks.\n");
+    for account in accounts {
+        for role in roles {
+            let _ = writeln!(out, "loomworks  {account}  {role}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_cannot_leave_their_quotes() {
+        let mut out = String::new();
+        line(&mut out, "archive_command", r"echo 'a' \ b");
+        assert_eq!(out, "archive_command = 'echo ''a'' \\\\ b'\n");
+    }
+
+    #[test]
+    fn a_side_cluster_neither_listens_nor_archives() {
+        let target = RecoveryTarget::Before(Lsn(0x0300_0028));
+        let text =
+            Recovering { socket_directory: Path::new("/s"), restore_command: "fetch", target: &target }
+                .render();
+        for wanted in ["listen_addresses = ''", "archive_mode = 'off'", "recovery_target_lsn = '0/3000028'"] {
+            assert!(text.contains(wanted), "{wanted} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_superuser_is_refused_on_the_network_before_anybody_is_let_in() {
+        let text = host_based_authentication(&["postgres"]);
+        assert!(text.find("reject").unwrap() < text.find("scram-sha-256").unwrap());
+    }
+}

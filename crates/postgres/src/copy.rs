@@ -1,0 +1,76 @@
+//! Copying a database from one cluster into another with PostgreSQL's own `pg_dump` and `pg_restore`.
+
+use std::path::Path;
+
+use crate::cluster::{Cluster, ClusterError, SUPERUSER, remove_directory};
+
+/// Processes that dump and load at the same time.
+const PROCESSES: &str = "2";
+
+/// Dumps `database` of `from` into `directory` (made anew).
+pub async fn dump(from: &Cluster, database: &str, directory: &Path) -> Result<(), ClusterError> {
+    remove_directory(directory).await?;
+    let mut arguments = connection_arguments(from, database);
+    // Compression costs more time than the disk it saves: the dump lives for seconds.
+    arguments
+        .extend(["--format=directory", "--compress=0", "--jobs", PROCESSES, "--file"].map(str::to_owned));
+    arguments.push(directory.to_string_lossy().into_owned());
+    from.installation.run("pg_dump", arguments).await?;
+    Ok(())
+}
+
+/// Loads a dump into `database` of `into`, which must be empty. Owners and grants are those of the dump.
+pub async fn load(into: &Cluster, database: &str, directory: &Path) -> Result<(), ClusterError> {
+    let mut arguments = connection_arguments(into, database);
+    arguments.extend(["--format=directory", "--exit-on-error", "--jobs", PROCESSES].map(str::to_owned));
+    arguments.push(directory.to_string_lossy().into_owned());
+    into.installation.run("pg_restore", arguments).await?;
+    Ok(())
+}
+
+/// Checks tables and indexes of a database, every index entry against its table (`pg_amcheck --heapallindexed`).
+///
+/// `Ok(None)` when the programs for it are not installed.
+pub async fn check(cluster: &Cluster, database: &str) -> Result<Option<()>, ClusterError> {
+    if !cluster.installation.program("pg_amcheck").exists() {
+        return Ok(None);
+    }
+    let mut connection = cluster.connect(database).await?;
+    let wrap = |source| ClusterError::Query { directory: cluster.directory.clone(), source };
+    // The extension gets a schema of its own and goes with it: what is checked is copied afterwards, and the check
+    // must not leave anything in a tenant's database.
+    let schema = "loomworks_amcheck";
+    crate::sql::run(
+        &mut connection,
+        format!(
+            "CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION IF NOT EXISTS amcheck SCHEMA {schema}"
+        ),
+    )
+    .await
+    .map_err(wrap)?;
+    let mut arguments = connection_arguments(cluster, database);
+    arguments.extend(["--heapallindexed", "--jobs", PROCESSES].map(str::to_owned));
+    let checked = cluster.installation.run("pg_amcheck", arguments).await;
+    crate::sql::run(&mut connection, format!("DROP EXTENSION amcheck; DROP SCHEMA {schema}"))
+        .await
+        .map_err(wrap)?;
+    checked?;
+    Ok(Some(()))
+}
+
+fn connection_arguments(cluster: &Cluster, database: &str) -> Vec<String> {
+    let socket = cluster.socket_directory.to_string_lossy();
+    [
+        "--host",
+        &socket,
+        "--port",
+        &cluster.port.to_string(),
+        "--username",
+        SUPERUSER,
+        "--no-password",
+        "--dbname",
+        database,
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}

@@ -1,0 +1,118 @@
+//! Databases: made, exchanged by renaming, dropped.
+
+use sqlx::{Connection, PgConnection, Row};
+
+use crate::sql::{ident, run};
+
+/// Makes an empty database that `owner`, and nobody else, may connect to. `Ok` when it is there.
+///
+/// `wal_log` writes every page through the WAL: the archive has the whole of it, and no checkpoint is forced.
+pub async fn ensure(connection: &mut PgConnection, database: &str, owner: &str) -> sqlx::Result<()> {
+    let (name, owner) = (ident(database), ident(owner));
+    if oid(connection, database).await?.is_none() {
+        run(connection, format!("CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 STRATEGY wal_log"))
+            .await?;
+    }
+    run(
+        connection,
+        format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {name} TO {owner}"),
+    )
+    .await
+}
+
+/// Takes the public schema away from everybody but `owner`. To be run in the database itself.
+pub async fn close_public_schema(connection: &mut PgConnection, owner: &str) -> sqlx::Result<()> {
+    let owner = ident(owner);
+    run(
+        connection,
+        format!(
+            "REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT ALL ON SCHEMA public TO {owner}; \
+             REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC"
+        ),
+    )
+    .await
+}
+
+/// The object id of a database: unlike its name it stays the same for its whole life.
+pub async fn oid(connection: &mut PgConnection, database: &str) -> sqlx::Result<Option<u32>> {
+    let row = sqlx::query("SELECT oid::int8 FROM pg_database WHERE datname = $1")
+        .bind(database)
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0))).transpose()
+}
+
+/// The database's size on disk in bytes, 0 when there is none.
+pub async fn size_bytes(connection: &mut PgConnection, database: &str) -> sqlx::Result<i64> {
+    sqlx::query("SELECT coalesce((SELECT pg_database_size(oid) FROM pg_database WHERE datname = $1), 0)")
+        .bind(database)
+        .fetch_one(connection)
+        .await?
+        .try_get(0)
+}
+
+/// One renaming of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rename<'a> {
+    pub from: &'a str,
+    pub to: &'a str,
+}
+
+/// Renames databases in one transaction: either all have their new name or none.
+///
+/// Connections to them are refused and ended first, because a database in use cannot be renamed. Whatever happens,
+/// they are allowed again afterwards.
+pub async fn exchange(connection: &mut PgConnection, renames: &[Rename<'_>]) -> sqlx::Result<()> {
+    let before: Vec<&str> = renames.iter().map(|rename| rename.from).collect();
+    let result = close_and_rename(connection, &before, renames).await;
+    let names = renames.iter().flat_map(|rename| [rename.from, rename.to]).map(str::to_owned).collect();
+    allow_connections(connection, names).await?;
+    result
+}
+
+async fn close_and_rename(
+    connection: &mut PgConnection,
+    names: &[&str],
+    renames: &[Rename<'_>],
+) -> sqlx::Result<()> {
+    for name in names {
+        run(connection, format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", ident(name))).await?;
+    }
+    for name in names {
+        end_connections(connection, name).await?;
+    }
+    let mut transaction = connection.begin().await?;
+    for Rename { from, to } in renames {
+        run(&mut transaction, format!("ALTER DATABASE {} RENAME TO {}", ident(from), ident(to))).await?;
+    }
+    transaction.commit().await
+}
+
+/// Allows connections to those of the databases that exist: the repair after an exchange was cut off.
+pub async fn allow_connections(connection: &mut PgConnection, names: Vec<String>) -> sqlx::Result<()> {
+    let closed =
+        sqlx::query("SELECT datname::text FROM pg_database WHERE datname = ANY($1) AND NOT datallowconn")
+            .bind(&names)
+            .fetch_all(&mut *connection)
+            .await?;
+    for row in closed {
+        let name: String = row.try_get(0)?;
+        run(connection, format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(&name))).await?;
+    }
+    Ok(())
+}
+
+/// Ends all connections to a database and waits until their processes are gone.
+pub async fn end_connections(connection: &mut PgConnection, database: &str) -> sqlx::Result<()> {
+    // The timeout makes the function wait for the process to end; without it the rename that follows races it.
+    sqlx::query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()")
+        .bind(database)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Drops a database, ending its connections. `Ok` when there is none.
+pub async fn drop_database(connection: &mut PgConnection, database: &str) -> sqlx::Result<()> {
+    run(connection, format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(database))).await
+}

@@ -1,0 +1,12 @@
+//! What tests stand on: a real PostgreSQL server, started once for a test program.
+//!
+//! ```ignore
+//! let server = testkit::server().await;
+//! let database = server.database().await;
+//! let mut connection = database.connect().await;
+//! ```
+
+mod reaper;
+mod server;
+
+pub use server::{Database, Server, free_port, installation, server};

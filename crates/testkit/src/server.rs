@@ -1,0 +1,139 @@
+//! One private PostgreSQL server for a test program, a database for each test.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use loomworks_core::{ExposeSecret, SecretString};
+use loomworks_postgres::cluster::account;
+use loomworks_postgres::{Cluster, Installation, PgConnectOptions, PgConnection, config, databases};
+use sqlx::ConnectOptions;
+use tokio::sync::OnceCell;
+
+use crate::reaper::Reaper;
+
+/// A running server.
+pub struct Server {
+    pub cluster: Cluster,
+    /// A directory the server's account can write, removed with the server.
+    pub directory: PathBuf,
+    made: AtomicU32,
+    _reaper: Reaper,
+}
+
+/// Roles that tests may use on the socket, as the product's own cluster allows them.
+const SOCKET_ROLES: [&str; 3] = ["loomworks_platform", "loomworks_api", "loomworks_undo"];
+
+static SHARED: OnceCell<Server> = OnceCell::const_new();
+
+/// The test program's server. Fast rather than safe: it has nothing to keep.
+pub async fn server() -> &'static Server {
+    SHARED.get_or_init(Server::start).await
+}
+
+/// PostgreSQL's programs, run as a user whom PostgreSQL accepts when the tests run as root.
+pub async fn installation() -> Installation {
+    let installation = Installation::find(None).await.expect("PostgreSQL 15 or later is installed");
+    if rustix::process::geteuid().is_root() {
+        installation.as_account(account("postgres").expect("a user `postgres`, made by the package"))
+    } else {
+        installation
+    }
+}
+
+impl Server {
+    async fn start() -> Self {
+        let installation = installation().await;
+        // Short: a socket's path has 107 bytes.
+        let directory =
+            tempfile::Builder::new().prefix("lwt-").tempdir_in("/tmp").expect("a directory").keep();
+        let uid = installation.account().map(|account| (account.uid, account.gid));
+        if let Some((uid, gid)) = uid {
+            std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).expect("give the directory away");
+        }
+        let cluster = Cluster {
+            directory: directory.join("data"),
+            socket_directory: directory.clone(),
+            port: free_port(),
+            installation,
+        };
+        cluster.init(&SOCKET_ROLES).await.expect("initdb");
+        let pg_ctl = cluster.installation.program("pg_ctl");
+        let reaper = Reaper::watch(&pg_ctl, &cluster.directory, &directory, uid);
+        let log = cluster.directory.join("log");
+        let settings = config::Serving {
+            port: cluster.port,
+            socket_directory: &cluster.socket_directory,
+            log_directory: &log,
+            archive_command: None,
+        };
+        let fast = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nshared_buffers = '64MB'\n\
+                    max_prepared_transactions = 10\nmax_wal_size = '4GB'\n";
+        cluster.configure(&(settings.render() + fast)).expect("configure");
+        cluster.start().await.expect("start");
+        Self { cluster, directory, made: AtomicU32::new(0), _reaper: reaper }
+    }
+
+    /// A new empty database of the superuser's, with a name of its own.
+    pub async fn database(&'static self) -> Database {
+        let name = self.unique("test");
+        let mut admin = self.cluster.connect("postgres").await.expect("connect");
+        databases::ensure(&mut admin, &name, "postgres").await.expect("create a database");
+        Database { server: self, name }
+    }
+
+    /// A name that nothing else on this server has.
+    pub fn unique(&self, what: &str) -> String {
+        format!("{what}_{}", self.made.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A database of one test.
+pub struct Database {
+    pub server: &'static Server,
+    pub name: String,
+}
+
+impl Database {
+    /// How the superuser connects.
+    #[must_use]
+    pub fn admin(&self) -> PgConnectOptions {
+        self.server.cluster.admin(&self.name)
+    }
+
+    /// How one of the platform's own roles connects, on the socket.
+    #[must_use]
+    pub fn local(&self, role: &str) -> PgConnectOptions {
+        self.server.cluster.local(role, &self.name)
+    }
+
+    /// How a role with a password connects, over the network as any client does.
+    #[must_use]
+    pub fn as_role(&self, role: &str, password: &SecretString) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(self.server.cluster.port)
+            .username(role)
+            .password(password.expose_secret())
+            .database(&self.name)
+            .ssl_mode(sqlx::postgres::PgSslMode::Disable)
+    }
+
+    /// A superuser's connection.
+    pub async fn connect(&self) -> PgConnection {
+        self.admin().connect().await.expect("connect as superuser")
+    }
+
+    /// The directory in which a test may leave files that the server reads.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.server.directory
+    }
+}
+
+/// A port that was free a moment ago.
+#[must_use]
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind a port");
+    listener.local_addr().expect("its address").port()
+}
