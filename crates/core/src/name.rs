@@ -106,6 +106,14 @@ impl fmt::Display for Subdomain {
     }
 }
 
+impl TryFrom<String> for Subdomain {
+    type Error = BadSubdomain;
+
+    fn try_from(text: String) -> Result<Self, BadSubdomain> {
+        text.parse()
+    }
+}
+
 impl fmt::Debug for Subdomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Subdomain({})", self.0)
@@ -158,6 +166,14 @@ impl Label {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for Label {
+    type Error = BadLabel;
+
+    fn try_from(text: String) -> Result<Self, BadLabel> {
+        text.parse()
     }
 }
 

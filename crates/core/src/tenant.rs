@@ -87,6 +87,14 @@ impl FromStr for TenantState {
     }
 }
 
+impl TryFrom<String> for TenantState {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// What a tenant may use. The defaults are the specification's.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Limits {

@@ -153,6 +153,21 @@ impl Cluster {
         Ok(output.status.success())
     }
 
+    /// The number that `initdb` gave the cluster, and the bytes of its WAL segments, as its control file has them.
+    pub async fn control_data(&self) -> Result<(u64, u64), ClusterError> {
+        let output = self.installation.run("pg_controldata", [&self.directory]).await?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.trim().parse().ok()
+        };
+        value("Database system identifier").zip(value("Bytes per WAL segment")).ok_or_else(|| ClusterError::File {
+            what: "read the control file of",
+            path: self.directory.clone(),
+            source: io::Error::other("pg_controldata names no system identifier"),
+        })
+    }
+
     /// How the superuser connects to `database`.
     #[must_use]
     pub fn admin(&self, database: &str) -> PgConnectOptions {

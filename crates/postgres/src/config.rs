@@ -107,8 +107,10 @@ impl Recovering<'_> {
     }
 }
 
-/// Who may connect how. `roles` may use the socket, as one of the operating system's users in `accounts`; everybody
-/// else comes over the loopback network with a password. The superuser has none and cannot.
+/// Who may connect how.
+///
+/// `roles` may use the socket, as the operating system's users of [`user_name_map`]; everybody else comes over the
+/// loopback network with a password. The superuser has none and cannot.
 #[must_use]
 pub fn host_based_authentication(roles: &[&str]) -> String {
     let mut out = String::from("# Written by Loomworks.\n");
