@@ -161,10 +161,12 @@ impl Cluster {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             line.trim().parse().ok()
         };
-        value("Database system identifier").zip(value("Bytes per WAL segment")).ok_or_else(|| ClusterError::File {
-            what: "read the control file of",
-            path: self.directory.clone(),
-            source: io::Error::other("pg_controldata names no system identifier"),
+        value("Database system identifier").zip(value("Bytes per WAL segment")).ok_or_else(|| {
+            ClusterError::File {
+                what: "read the control file of",
+                path: self.directory.clone(),
+                source: io::Error::other("pg_controldata names no system identifier"),
+            }
         })
     }
 

@@ -48,8 +48,8 @@ pub async fn check(cluster: &Cluster, database: &str) -> Result<Option<()>, Clus
     )
     .await
     .map_err(wrap)?;
-    let mut arguments = connection_arguments(cluster, database);
-    arguments.extend(["--heapallindexed", "--jobs", PROCESSES].map(str::to_owned));
+    let mut arguments = server_arguments(cluster);
+    arguments.extend(["--heapallindexed", "--jobs", PROCESSES, database].map(str::to_owned));
     let checked = cluster.installation.run("pg_amcheck", arguments).await;
     crate::sql::run(&mut connection, format!("DROP EXTENSION amcheck; DROP SCHEMA {schema}"))
         .await
@@ -59,18 +59,14 @@ pub async fn check(cluster: &Cluster, database: &str) -> Result<Option<()>, Clus
 }
 
 fn connection_arguments(cluster: &Cluster, database: &str) -> Vec<String> {
+    let mut arguments = server_arguments(cluster);
+    arguments.extend(["--dbname", database].map(str::to_owned));
+    arguments
+}
+
+fn server_arguments(cluster: &Cluster) -> Vec<String> {
     let socket = cluster.socket_directory.to_string_lossy();
-    [
-        "--host",
-        &socket,
-        "--port",
-        &cluster.port.to_string(),
-        "--username",
-        SUPERUSER,
-        "--no-password",
-        "--dbname",
-        database,
-    ]
-    .map(str::to_owned)
-    .to_vec()
+    ["--host", &socket, "--port", &cluster.port.to_string(), "--username", SUPERUSER, "--no-password"]
+        .map(str::to_owned)
+        .to_vec()
 }

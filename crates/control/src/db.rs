@@ -1,0 +1,102 @@
+//! The management database: the only place with SQL on its tables, one file a table group.
+
+pub mod jobs;
+pub mod keys;
+pub mod routes;
+pub mod sessions;
+pub mod snapshots;
+pub mod tenants;
+
+use std::time::Duration;
+
+use loomworks_postgres::cluster::SUPERUSER;
+use loomworks_postgres::{Cluster, databases, roles, sql};
+use sqlx::migrate::Migrate;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{ConnectOptions, PgConnection, PgPool};
+
+use crate::error::Error;
+
+pub const DATABASE: &str = "loomworks_mgmt";
+/// Owns the tables; nobody logs in as it.
+const OWNER: &str = "loomworks_owner";
+/// The worker's and the operators' role: sees every row, owns nothing.
+pub const PLATFORM_ROLE: &str = "loomworks_platform";
+/// The role of tenants' own requests: row security confines it.
+pub const API_ROLE: &str = "loomworks_api";
+
+/// A moment, as a column of ours.
+pub type Time = jiff_sqlx::Timestamp;
+
+/// Connections to the management database, one pool a role.
+#[derive(Clone, Debug)]
+pub struct Db {
+    pub platform: PgPool,
+    pub tenants: PgPool,
+}
+
+impl Db {
+    /// Makes the database and its roles if they are missing, brings the tables up to date, connects.
+    pub async fn set_up(cluster: &Cluster) -> Result<Self, Error> {
+        let mut admin = cluster.connect("postgres").await?;
+        roles::ensure_group(&mut admin, OWNER).await?;
+        for role in [PLATFORM_ROLE, API_ROLE] {
+            roles::ensure_group(&mut admin, role).await?;
+            // They come over the socket, where the operating system says who they are: no password exists.
+            sql::run(&mut admin, format!("ALTER ROLE {} LOGIN", sql::ident(role))).await?;
+        }
+        databases::ensure(&mut admin, DATABASE, OWNER).await?;
+        let connect = format!(
+            "GRANT CONNECT ON DATABASE {} TO {}, {}",
+            sql::ident(DATABASE),
+            sql::ident(PLATFORM_ROLE),
+            sql::ident(API_ROLE)
+        );
+        sql::run(&mut admin, connect).await?;
+        Self::migrate(cluster).await?;
+        Ok(Self { platform: pool(cluster, PLATFORM_ROLE, 16), tenants: pool(cluster, API_ROLE, 8) })
+    }
+
+    async fn migrate(cluster: &Cluster) -> Result<(), Error> {
+        let mut connection = cluster.local(SUPERUSER, DATABASE).connect().await?;
+        databases::close_public_schema(&mut connection, OWNER).await?;
+        sql::run(&mut connection, format!("SET ROLE {}", sql::ident(OWNER))).await?;
+        // Two processes that start at once wait for each other here.
+        connection.lock().await.map_err(migration_error)?;
+        let migrated = sqlx::migrate!().run_direct(None, &mut connection, false).await;
+        connection.unlock().await.map_err(migration_error)?;
+        migrated.map_err(migration_error)
+    }
+}
+
+fn migration_error(error: sqlx::migrate::MigrateError) -> Error {
+    Error::Internal(format!("bring the management database up to date: {}", crate::error::chain(&error)))
+}
+
+fn pool(cluster: &Cluster, role: &str, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(10))
+        .connect_lazy_with(cluster.local(role, DATABASE))
+}
+
+/// A lock for the rest of the transaction. Who else wants the same thing waits.
+pub async fn advisory_lock(connection: &mut PgConnection, what: &str, which: &str) -> sqlx::Result<()> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(format!("{what}: {which}"))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Turns the violation of a named constraint into an error that says what it means.
+pub(crate) fn on_constraint<T>(
+    result: sqlx::Result<T>,
+    constraint: &str,
+    error: impl FnOnce() -> Error,
+) -> Result<T, Error> {
+    match result {
+        Err(sqlx::Error::Database(violated)) if violated.constraint() == Some(constraint) => Err(error()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,151 @@
+//! Snapshots.
+
+use loomworks_core::ids::{SnapshotId, TenantId};
+use loomworks_core::lsn::Lsn;
+use serde::{Deserialize, Serialize};
+use sqlx::{FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::Time;
+
+/// A snapshot, as shown to whoever may see it.
+#[derive(Clone, Debug, Serialize, Deserialize, FromRow, utoipa::ToSchema)]
+pub struct Snapshot {
+    #[sqlx(try_from = "Uuid")]
+    #[schema(value_type = Uuid)]
+    pub id: SnapshotId,
+    pub tenant_id: Uuid,
+    pub name: String,
+    /// `creating`, `ready`, `restoring`, `failed` or `expired`. Only what is `ready` can be restored.
+    pub state: String,
+    /// `auto`, `manual` or `pre_ai`.
+    pub snapshot_type: String,
+    /// Restored is everything before this position.
+    pub wal_position: Option<String>,
+    pub wal_file: Option<String>,
+    pub base_backup_id: Option<String>,
+    pub size_bytes: Option<i64>,
+    pub requested_by: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Time,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ready_at: Option<Time>,
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Time,
+}
+
+impl Snapshot {
+    /// The position, once it has been taken.
+    #[must_use]
+    pub fn lsn(&self) -> Option<Lsn> {
+        self.wal_position.as_deref()?.parse().ok()
+    }
+}
+
+const COLUMNS: &str = "id, tenant_id, name, state, snapshot_type, wal_position::text, wal_file, base_backup_id, \
+                       size_bytes, requested_by, created_at, ready_at, expires_at";
+
+/// Why a snapshot is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotType {
+    Auto,
+    Manual,
+    PreAi,
+}
+
+impl SnapshotType {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Manual => "manual",
+            Self::PreAi => "pre_ai",
+        }
+    }
+}
+
+/// Writes a snapshot down as one to be taken. Twice is once.
+pub async fn insert(
+    connection: &mut PgConnection,
+    id: SnapshotId,
+    tenant: TenantId,
+    name: &str,
+    snapshot_type: SnapshotType,
+    requested_by: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO snapshots (id, tenant_id, name, snapshot_type, requested_by) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(id.0)
+    .bind(tenant.0)
+    .bind(name)
+    .bind(snapshot_type.as_str())
+    .bind(requested_by)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+pub async fn get(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    id: SnapshotId,
+) -> sqlx::Result<Option<Snapshot>> {
+    let sql = format!("SELECT {COLUMNS} FROM snapshots WHERE tenant_id = $1 AND id = $2");
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).bind(id.0).fetch_optional(connection).await
+}
+
+/// The newest snapshots of a tenant.
+pub async fn list(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<Vec<Snapshot>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM snapshots WHERE tenant_id = $1 ORDER BY created_at DESC, id LIMIT 1000"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_all(connection).await
+}
+
+/// Notes where the snapshot is, unless that is noted: the first position is the one that counts.
+pub async fn record_position(
+    connection: &mut PgConnection,
+    id: SnapshotId,
+    position: Lsn,
+    wal_file: &str,
+    size_bytes: i64,
+) -> sqlx::Result<Lsn> {
+    let text: String = sqlx::query_scalar(
+        "UPDATE snapshots SET wal_position = coalesce(wal_position, $2::pg_lsn), wal_file = coalesce(wal_file, $3),
+             size_bytes = coalesce(size_bytes, $4)
+         WHERE id = $1 RETURNING wal_position::text",
+    )
+    .bind(id.0)
+    .bind(position.to_string())
+    .bind(wal_file)
+    .bind(size_bytes)
+    .fetch_one(connection)
+    .await?;
+    text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+/// The archive has all that the snapshot needs: it can be relied on.
+pub async fn record_ready(
+    connection: &mut PgConnection,
+    id: SnapshotId,
+    base_backup: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE snapshots SET state = 'ready', ready_at = now(), base_backup_id = $2 WHERE id = $1 AND state = 'creating'",
+    )
+    .bind(id.0)
+    .bind(base_backup)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+pub async fn record_failed(connection: &mut PgConnection, id: SnapshotId) -> sqlx::Result<()> {
+    sqlx::query("UPDATE snapshots SET state = 'failed' WHERE id = $1 AND state = 'creating'")
+        .bind(id.0)
+        .execute(connection)
+        .await
+        .map(drop)
+}

@@ -1,0 +1,85 @@
+//! What may go wrong when somebody asks for something, one variant for each thing one can do about it.
+
+use loomworks_archive::RepositoryError;
+use loomworks_archive::restore::CannotRestore;
+use loomworks_postgres::cluster::ClusterError;
+use loomworks_undo::UndoError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request itself is wrong.
+    #[error("{message}")]
+    Invalid { message: String, hint: Option<String> },
+    /// There is no such thing, or not for this caller: the two must look the same.
+    #[error("there is no {0}")]
+    NotFound(&'static str),
+    #[error("this needs an API key")]
+    Unauthenticated,
+    #[error("this API key may not do that")]
+    Forbidden,
+    /// The thing exists, but not in a state in which this can be done.
+    #[error("{message}")]
+    Conflict { message: String, hint: Option<String> },
+    #[error(transparent)]
+    Undo(#[from] UndoError),
+    #[error(transparent)]
+    CannotRestore(#[from] CannotRestore),
+    #[error("use the management database")]
+    Database(#[from] sqlx::Error),
+    #[error("use the database of the tenant")]
+    TenantDatabase(#[source] sqlx::Error),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub fn invalid(message: impl ToString) -> Self {
+        Self::Invalid { message: message.to_string(), hint: None }
+    }
+
+    pub fn conflict(message: impl ToString) -> Self {
+        Self::Conflict { message: message.to_string(), hint: None }
+    }
+
+    #[must_use]
+    pub fn with_hint(self, text: impl Into<String>) -> Self {
+        let hint = Some(text.into());
+        match self {
+            Self::Invalid { message, .. } => Self::Invalid { message, hint },
+            Self::Conflict { message, .. } => Self::Conflict { message, hint },
+            other => other,
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Invalid { hint, .. } | Self::Conflict { hint, .. } => hint.clone(),
+            Self::Unauthenticated => Some("send it as `Authorization: Bearer frt_…`".into()),
+            Self::CannotRestore(error) => Some(error.hint()),
+            Self::Repository(error) => error.hint().map(str::to_owned),
+            Self::Undo(error) => error.hint().map(|hint| hint.to_string()),
+            _ => None,
+        }
+    }
+}
+
+/// An error with everything below it, for a log line or a job's row.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,59 @@
+//! Dropping a database that a restore replaced, once nobody will want it back.
+
+use loomworks_core::ids::TenantId;
+use loomworks_postgres::databases;
+use serde::{Deserialize, Serialize};
+
+use crate::World;
+use crate::db::tenants::{self, TenantDatabase};
+use crate::jobs::runner::nothing;
+use crate::jobs::{Context, Progress, StepError, Then, Work};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DropFormer {
+    pub tenant: TenantId,
+    pub database: TenantDatabase,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    Drop,
+}
+
+impl Work for DropFormer {
+    const KIND: &'static str = "drop_former";
+    type Step = Step;
+
+    fn tenant(&self) -> Option<TenantId> {
+        Some(self.tenant)
+    }
+
+    /// The key of an exchange: one of the two at a time, so that what is dropped is not becoming live.
+    fn dedup_key(&self) -> String {
+        super::exchange::dedup_key(self.tenant)
+    }
+
+    fn first(&self) -> Step {
+        Step::Drop
+    }
+
+    fn progress(_: &Step) -> Progress {
+        Progress { percent: 0, words: "dropping the former database" }
+    }
+
+    async fn run(&self, Step::Drop: &Step, world: &World, _: &Context) -> Result<Then<Step>, StepError> {
+        let mut mgmt = world.db.platform.acquire().await?;
+        if !tenants::is_to_be_dropped(&mut mgmt, self.tenant, self.database.oid).await? {
+            return Ok(Then::Done(nothing()));
+        }
+        let mut admin = world.cluster.connect("postgres").await?;
+        let oid = databases::oid(&mut admin, &self.database.name).await?;
+        // By number: a name can have come to mean another database.
+        if oid.map(i64::from) == Some(self.database.oid) {
+            databases::drop_database(&mut admin, &self.database.name).await?;
+        }
+        tenants::record_dropped(&mut mgmt, self.tenant, self.database.oid).await?;
+        Ok(Then::Done(nothing()))
+    }
+}

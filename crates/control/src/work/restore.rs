@@ -1,0 +1,276 @@
+//! Bringing one tenant back to a moment: recover the cluster on the side, copy the one database over, exchange.
+//!
+//! Until the exchange the tenant works on untouched data, and afterwards its former database is kept: a restore can be
+//! undone like everything else. Neighbours are never touched.
+
+use std::path::PathBuf;
+
+use loomworks_archive::restore::RestorePlan;
+use loomworks_core::durable;
+use loomworks_core::ids::{JobId, SnapshotId, TenantId};
+use loomworks_core::lsn::Lsn;
+use loomworks_postgres::cluster::remove_directory;
+use loomworks_postgres::{Cluster, config, copy, databases};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::exchange::{self, Exchange, Turn};
+use super::provision::names;
+use super::snapshot::{ARCHIVE_POLL, become_ready, mark};
+use crate::World;
+use crate::db::snapshots::{self, SnapshotType};
+use crate::db::tenants::TenantDatabase;
+use crate::error::Error;
+use crate::jobs::{Context, Progress, StepError, Then, Work};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Restore {
+    pub tenant: TenantId,
+    pub plan: RestorePlan,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Before anything is exchanged, the present is made a snapshot too.
+    Protect,
+    AwaitArchive {
+        snapshot: SnapshotId,
+        position: Lsn,
+    },
+    LayOut {
+        snapshot: SnapshotId,
+    },
+    Recover {
+        snapshot: SnapshotId,
+    },
+    Check {
+        snapshot: SnapshotId,
+    },
+    Dump {
+        snapshot: SnapshotId,
+    },
+    Load {
+        snapshot: SnapshotId,
+    },
+    Exchange {
+        snapshot: SnapshotId,
+        exchange: Exchange,
+    },
+    CleanUp {
+        snapshot: SnapshotId,
+        former_database: String,
+    },
+}
+
+impl Work for Restore {
+    const KIND: &'static str = "restore";
+    type Step = Step;
+
+    fn tenant(&self) -> Option<TenantId> {
+        Some(self.tenant)
+    }
+
+    fn dedup_key(&self) -> String {
+        exchange::dedup_key(self.tenant)
+    }
+
+    fn first(&self) -> Step {
+        Step::Protect
+    }
+
+    fn progress(step: &Step) -> Progress {
+        let (percent, words) = match step {
+            Step::Protect => (0, "taking a snapshot of the present"),
+            Step::AwaitArchive { .. } => (3, "waiting for the archive"),
+            Step::LayOut { .. } => (5, "laying out the base backup"),
+            Step::Recover { .. } => (20, "replaying WAL"),
+            Step::Check { .. } => (60, "checking what was recovered"),
+            Step::Dump { .. } => (70, "reading the recovered database"),
+            Step::Load { .. } => (78, "writing the recovered database"),
+            Step::Exchange { exchange, .. } => return exchange.progress(),
+            Step::CleanUp { .. } => (98, "removing the side cluster"),
+        };
+        Progress { percent, words }
+    }
+
+    async fn run(&self, step: &Step, world: &World, context: &Context) -> Result<Then<Step>, StepError> {
+        let side = Side::of(world, context.job);
+        match step {
+            Step::Protect => self.protect(world, context).await,
+            &Step::AwaitArchive { snapshot, position } => {
+                Ok(match become_ready(world, snapshot, position).await? {
+                    Some(_) => Then::Next(Step::LayOut { snapshot }),
+                    None => Then::Later(ARCHIVE_POLL),
+                })
+            }
+            &Step::LayOut { snapshot } => {
+                side.remove().await?;
+                world.repository.lay_out(&self.plan.backup, &side.cluster.directory).await?;
+                Ok(Then::Next(Step::Recover { snapshot }))
+            }
+            &Step::Recover { snapshot } => match side.recover(world, &self.plan).await? {
+                Recovered::Yes => Ok(Then::Next(Step::Check { snapshot })),
+                // It runs without fsync: one that was cut off is not trusted, but made anew.
+                Recovered::CutOff => Ok(Then::Next(Step::LayOut { snapshot })),
+            },
+            &Step::Check { snapshot } => match side.cluster.is_running().await? {
+                true => self.check(world, &side).await.map(|()| Then::Next(Step::Dump { snapshot })),
+                false => Ok(Then::Next(Step::LayOut { snapshot })),
+            },
+            &Step::Dump { snapshot } => match side.cluster.is_running().await? {
+                true => {
+                    let names = names(world, self.tenant).await?;
+                    copy::dump(&side.cluster, &names.database_name, &side.dump).await?;
+                    Ok(Then::Next(Step::Load { snapshot }))
+                }
+                false => Ok(Then::Next(Step::LayOut { snapshot })),
+            },
+            &Step::Load { snapshot } => {
+                let candidate = self.load(world, context.job, &side).await?;
+                Ok(Then::Next(Step::Exchange { snapshot, exchange: Exchange::Hold { candidate } }))
+            }
+            Step::Exchange { snapshot, exchange } => {
+                let snapshot = *snapshot;
+                Ok(match exchange.run(self.tenant, world, context).await? {
+                    Turn::Next(exchange) => Then::Next(Step::Exchange { snapshot, exchange }),
+                    Turn::Later(wait) => Then::Later(wait),
+                    Turn::Done(result) => {
+                        let former_database =
+                            result["former_database"].as_str().unwrap_or_default().to_owned();
+                        Then::Next(Step::CleanUp { snapshot, former_database })
+                    }
+                })
+            }
+            Step::CleanUp { snapshot, former_database } => {
+                side.remove().await?;
+                Ok(Then::Done(json!({ "former_database": former_database, "snapshot_before": snapshot })))
+            }
+        }
+    }
+
+    async fn give_up(&self, connection: &mut PgConnection, context: &Context) -> Result<(), Error> {
+        exchange::give_up(connection, context).await
+    }
+}
+
+impl Restore {
+    /// Takes the snapshot of the present. Its id is the job's, so that twice is once.
+    async fn protect(&self, world: &World, context: &Context) -> Result<Then<Step>, StepError> {
+        let snapshot = SnapshotId(context.job.0);
+        let name = format!("before restore {}", context.job.short());
+        let mut mgmt = world.db.platform.acquire().await?;
+        let by = &context.requested_by;
+        snapshots::insert(&mut mgmt, snapshot, self.tenant, &name, SnapshotType::Auto, by).await?;
+        drop(mgmt);
+        let position = mark(world, self.tenant, snapshot).await?;
+        Ok(Then::Next(Step::AwaitArchive { snapshot, position }))
+    }
+
+    /// The tenant existed then, and its tables and indexes are whole.
+    async fn check(&self, world: &World, side: &Side) -> Result<(), StepError> {
+        let names = names(world, self.tenant).await?;
+        let mut recovered = side.cluster.connect("postgres").await?;
+        if databases::oid(&mut recovered, &names.database_name).await?.is_none() {
+            return Err(StepError::permanent(
+                format!("tenant `{}` did not exist at that moment", names.subdomain),
+                "choose a later moment",
+            ));
+        }
+        databases::allow_connections(&mut recovered, vec![names.database_name.clone()]).await?;
+        copy::check(&side.cluster, &names.database_name).await?;
+        Ok(())
+    }
+
+    /// Copies the recovered database into the live cluster under a name of its own. Begun anew each time: a copy
+    /// that was cut off cannot be gone on with.
+    async fn load(&self, world: &World, job: JobId, side: &Side) -> Result<TenantDatabase, StepError> {
+        let names = names(world, self.tenant).await?;
+        let name = format!("lwt_{}_new_{}", self.tenant.short(), job.short());
+        let mut admin = world.cluster.connect("postgres").await?;
+        databases::drop_database(&mut admin, &name).await?;
+        databases::ensure(&mut admin, &name, &names.owner_role).await?;
+        copy::load(&world.cluster, &name, &side.dump).await?;
+        let mut inside = world.cluster.connect(&name).await?;
+        databases::close_public_schema(&mut inside, &names.owner_role).await?;
+        loomworks_undo::rehome(&mut inside, &names.owner_role).await.map_err(Error::from)?;
+        sqlx::query("ANALYZE").execute(&mut inside).await.map_err(Error::TenantDatabase)?;
+        let oid = databases::oid(&mut admin, &name).await?;
+        let oid = oid.ok_or_else(|| Error::Internal(format!("database `{name}` is gone")))?;
+        Ok(TenantDatabase { oid: i64::from(oid), name })
+    }
+}
+
+/// The side cluster of a restore and what belongs to it.
+struct Side {
+    cluster: Cluster,
+    root: PathBuf,
+    dump: PathBuf,
+    /// Written before the cluster is started for the first time.
+    begun: PathBuf,
+}
+
+enum Recovered {
+    Yes,
+    CutOff,
+}
+
+impl Side {
+    fn of(world: &World, job: JobId) -> Self {
+        let cluster = world.side_cluster(job);
+        let root = cluster.socket_directory.clone();
+        Self { dump: root.join("dump"), begun: root.join("begun"), cluster, root }
+    }
+
+    async fn recover(&self, world: &World, plan: &RestorePlan) -> Result<Recovered, StepError> {
+        if self.cluster.is_running().await? {
+            self.cluster.start().await?;
+            return Ok(Recovered::Yes);
+        }
+        if self.begun.exists() {
+            return Ok(Recovered::CutOff);
+        }
+        let restore_command = format!(
+            "{} wal fetch --repository {} %f %p",
+            shell_word(&world.program.to_string_lossy()),
+            shell_word(&world.repository.root().to_string_lossy()),
+        );
+        let target = plan.recovery_target();
+        let settings = config::Recovering {
+            socket_directory: &self.cluster.socket_directory,
+            restore_command: &restore_command,
+            target: &target,
+        };
+        self.cluster.configure(&settings.render())?;
+        for file in [self.cluster.directory.join("recovery.signal"), self.begun.clone()] {
+            durable::write(&file, b"")
+                .map_err(|error| Error::Internal(format!("write `{}`: {error}", file.display())))?;
+        }
+        self.cluster.start().await?;
+        Ok(Recovered::Yes)
+    }
+
+    /// Stops it and removes everything.
+    async fn remove(&self) -> Result<(), StepError> {
+        if self.cluster.directory.join("PG_VERSION").exists() {
+            self.cluster.stop().await?;
+        }
+        Ok(remove_directory(&self.root).await?)
+    }
+}
+
+/// A word of the shell that PostgreSQL runs its commands with. A `%` would be taken for one of PostgreSQL's own.
+pub fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_stays_one_word_of_the_shell() {
+        assert_eq!(shell_word("/a b/it's 100%"), r"'/a b/it'\''s 100%%'");
+    }
+}

@@ -1,0 +1,35 @@
+//! `loomworks wal`: what PostgreSQL calls for each WAL file.
+
+use std::process::ExitCode;
+
+use loomworks_archive::Repository;
+use loomworks_archive::wal::PushError;
+
+use crate::output::Failure;
+use crate::settings::WalCommand;
+
+pub(super) async fn run(command: WalCommand) -> Result<ExitCode, Failure> {
+    match command {
+        WalCommand::Push { repository, path } => {
+            let repository = Repository::open(&repository).await.map_err(PushError::from).map_err(failure)?;
+            repository.push(&path).await.map_err(failure)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        WalCommand::Fetch { repository, name, path } => {
+            let repository = Repository::open(&repository).await.map_err(PushError::from).map_err(failure)?;
+            let found = repository.fetch(&name, &path).await.map_err(PushError::from).map_err(|error| {
+                // Recovery takes a status below 126 for "there is none" and would end too early; an error must stop it.
+                Failure { exit: FETCH_FAILED, ..failure(error) }
+            })?;
+            Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}
+
+/// Source: PostgreSQL `src/backend/access/transam/xlogarchive.c`: above 125 recovery stops.
+const FETCH_FAILED: u8 = 126;
+
+fn failure(error: PushError) -> Failure {
+    let hint = error.hint().map(str::to_owned);
+    Failure { hint, ..Failure::from(error) }
+}

@@ -1,0 +1,181 @@
+//! `loomworks serve`: the platform in one process, on a PostgreSQL cluster of its own.
+//!
+//! ```text
+//! <data>/bin/loomworks     this program, for PostgreSQL to call
+//! <data>/pg                the cluster
+//! <data>/run               its socket
+//! <data>/repository        its archive
+//! <data>/side              side clusters of restores, each gone with its job
+//! <data>/apps/<profile>    credentials for the apps
+//! <data>/routes.json       the gateway's last good table
+//! <data>/master.key        wraps every stored secret
+//! <data>/client.json       where the platform is, with the first operator's key
+//! ```
+//!
+//! Started again it finds what is there and goes on, however it was ended.
+
+pub(crate) mod account;
+mod data;
+pub(crate) use data::DataDirectory;
+mod platform;
+mod supervise;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use loomworks_control::reconcile::{self, Duties};
+use loomworks_control::{World, jobs, keys};
+use loomworks_core::route::BaseDomains;
+use loomworks_core::{ExposeSecret, SecretString};
+use loomworks_gateway::{ControlPlane, Gateway, HOLD_MAX};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::client::ClientFile;
+use crate::output::{self, Failure};
+use crate::settings::{Role, Serve};
+
+/// How long requests that are under way may take after the program was told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs the platform until it is told to stop.
+pub(crate) async fn run(settings: Serve) -> Result<(), Failure> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let data = DataDirectory::take(&settings.data)?;
+    // Bound before anything is started: a port that is taken is the commonest mistake.
+    let api = TcpListener::bind(settings.api_listen).await.map_err(|error| {
+        Failure::refused(format!("listen on {}: {error}", settings.api_listen))
+            .with_hint("choose another with --api-listen")
+    })?;
+    let world = platform::start(&settings, &data).await?;
+    let (stop, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    start_roles(&settings, &data, &world, api, &stopped, &mut tasks).await?;
+    announce(&settings, &data, &world).await?;
+
+    tokio::select! {
+        _ = terminated.recv() => info!("told to stop"),
+        _ = interrupted.recv() => info!("interrupted, stopping"),
+        Some(ended) = tasks.join_next() => {
+            tracing::error!(?ended, "a part of the platform ended by itself; stopping");
+        }
+    }
+    stop.send_replace(true);
+    let drained = tokio::time::timeout(DRAIN + Duration::from_secs(2), async {
+        while tasks.join_next().await.is_some() {}
+    });
+    if drained.await.is_err() {
+        tasks.shutdown().await;
+    }
+    world.cluster.stop().await?;
+    info!("stopped");
+    Ok(())
+}
+
+async fn start_roles(
+    settings: &Serve,
+    data: &DataDirectory,
+    world: &World,
+    api: TcpListener,
+    stopped: &watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Failure> {
+    tasks.spawn(supervise::keep_running(world.cluster.clone(), stopped.clone()));
+    let api_address = api.local_addr()?;
+    if settings.has(Role::Api) || settings.has(Role::Gateway) {
+        tasks.spawn(serve_api(api, world.clone(), stopped.clone()));
+    }
+    if settings.has(Role::Worker) {
+        tasks.spawn(jobs::runner::run(world.clone(), stopped.clone()));
+    }
+    let duties = Duties { tenants: settings.has(Role::Worker), backups: settings.has(Role::Archiver) };
+    tasks.spawn(reconcile::run(world.clone(), duties, stopped.clone()));
+    if settings.has(Role::Gateway) {
+        let gateway = gateway(settings, data, world, api_address).await?;
+        tasks.spawn(gateway.serve(wait(stopped.clone())));
+    }
+    Ok(())
+}
+
+async fn gateway(
+    settings: &Serve,
+    data: &DataDirectory,
+    world: &World,
+    api: SocketAddr,
+) -> Result<Gateway, Failure> {
+    // Made anew at each start and kept nowhere.
+    let key = keys::renew_platform_key(world, "gateway", &world.node).await?;
+    let control =
+        ControlPlane::new(&format!("http://{api}"), SecretString::from(key.expose_secret().to_owned()))?;
+    let settings = loomworks_gateway::Settings {
+        listen: settings.gateway_listen,
+        base_domains: BaseDomains::new(settings.base_domains.iter().cloned()),
+        control,
+        routes_file: data.path("routes.json"),
+        hold_max: HOLD_MAX,
+        // The same after a restart: what the former process had promised for it, its table in the file, is kept.
+        name: world.node.clone(),
+    };
+    let listen = settings.listen;
+    Gateway::bind(settings).await.map_err(|error| {
+        Failure::refused(format!("{:#}", anyhow::Error::from(error)))
+            .with_hint(format!("is {listen} taken? choose another with --gateway-listen"))
+    })
+}
+
+async fn serve_api(listener: TcpListener, world: World, stopped: watch::Receiver<bool>) {
+    let router = loomworks_web::router(world);
+    // A gateway's question is kept open for up to 20 seconds: it must not hold up the end.
+    let graceful = axum::serve(listener, router).with_graceful_shutdown(wait(stopped.clone()));
+    let at_last = async {
+        wait(stopped).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
+    tokio::select! {
+        result = std::future::IntoFuture::into_future(graceful) => {
+            if let Err(error) = result {
+                tracing::error!(%error, "the API ended");
+            }
+        }
+        () = at_last => {}
+    }
+}
+
+async fn wait(mut stopped: watch::Receiver<bool>) {
+    // A sender that is gone stops everything too.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Writes the client file and says where everything is.
+async fn announce(settings: &Serve, data: &DataDirectory, world: &World) -> Result<(), Failure> {
+    let url = format!("http://{}", settings.api_listen);
+    let known: Option<ClientFile> =
+        std::fs::read(data.path("client.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let (api_key, first) = match known {
+        Some(known) => (known.api_key, false),
+        None => {
+            let key = keys::renew_platform_key(world, "operator", "first operator").await?;
+            (key.expose_secret().to_owned(), true)
+        }
+    };
+    let file = ClientFile { url: url.clone(), gateway: settings.gateway_listen, api_key: api_key.clone() };
+    data.write("client.json", &serde_json::to_vec_pretty(&file).context("write the client file")?)?;
+
+    output::line(format!("API         {url}  (document: {url}/v1/openapi.json)"));
+    if settings.has(Role::Gateway) {
+        let port = settings.gateway_listen.port();
+        output::line(format!("gateway     http://TENANT.localhost:{port}/"));
+    }
+    output::line(format!("PostgreSQL  127.0.0.1:{}", world.cluster.port));
+    output::line(format!("roles       {}", settings.role_names()));
+    if first {
+        output::line(format!("first operator's key, shown this once: {api_key}"));
+    }
+    output::line("ready");
+    Ok(())
+}

@@ -1,0 +1,390 @@
+//! Taking operations back, in one transaction.
+//!
+//! Lock the operations, refuse what is undone; then for each table and round: lock the rows, decide, delete, restore,
+//! recreate; at the end the foreign keys of all tables at once. The app's triggers and foreign keys' own are silent
+//! meanwhile, so the order of tables does not matter, and effects that triggers had are undone by the log and not made
+//! again. A plan is the same work, rolled back.
+
+use std::collections::BTreeMap;
+
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Transaction};
+
+use crate::catalog::{self, Table};
+use crate::error::UndoError;
+use crate::log;
+use crate::operation::{Conflict, Mode, Operation, OperationId, OperationKind, Outcome, Plan, TablePlan};
+use crate::render::{Statements, id_list};
+
+/// What an undo would do. Changes nothing.
+pub async fn plan(connection: &mut PgConnection, ids: &[OperationId], mode: Mode) -> Result<Plan, UndoError> {
+    let transaction = begin(connection).await?;
+    let mut undo = Undo { transaction, mode, plan: Plan::default() };
+    undo.carry_out(ids, "plan").await?;
+    let plan = undo.plan;
+    undo.transaction.rollback().await?;
+    Ok(plan)
+}
+
+/// Takes operations back as a new operation.
+///
+/// In the modes `strict` and `cascade` any conflict is an error and nothing is changed; what would break a foreign key
+/// is one in every mode.
+pub async fn undo(
+    connection: &mut PgConnection,
+    ids: &[OperationId],
+    mode: Mode,
+    requested_by: &str,
+) -> Result<Outcome, UndoError> {
+    let transaction = begin(connection).await?;
+    let mut undo = Undo { transaction, mode, plan: Plan::default() };
+    let (operation, broken) = undo.carry_out(ids, requested_by).await?;
+    let Undo { transaction, plan, .. } = undo;
+    if broken || (!plan.conflicts.is_empty() && matches!(mode, Mode::Strict | Mode::Cascade)) {
+        transaction.rollback().await?;
+        return Err(UndoError::Conflicts(plan.conflicts));
+    }
+    transaction.commit().await?;
+    Ok(Outcome { operation, undone: plan.operations, tables: plan.tables, skipped: plan.conflicts })
+}
+
+/// A transaction in which names mean what they say and values print the same everywhere.
+async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, UndoError> {
+    let mut transaction = connection.begin().await?;
+    transaction
+        .execute(
+            "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL DateStyle = 'ISO, YMD';
+             SET LOCAL IntervalStyle = 'iso_8601'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex';
+             SET LOCAL TimeZone = 'UTC'; SET LOCAL lc_monetary = 'C'; SET LOCAL row_security = off;
+             SET LOCAL session_replication_role = replica",
+        )
+        .await?;
+    Ok(transaction)
+}
+
+struct Undo<'a> {
+    transaction: Transaction<'a, Postgres>,
+    mode: Mode,
+    plan: Plan,
+}
+
+impl Undo<'_> {
+    /// Does everything but commit. The second value: a foreign key would be broken.
+    async fn carry_out(
+        &mut self,
+        ids: &[OperationId],
+        requested_by: &str,
+    ) -> Result<(OperationId, bool), UndoError> {
+        let mut ids: Vec<OperationId> = ids.to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        if self.mode == Mode::Cascade {
+            self.add_dependents(&mut ids).await?;
+        }
+        let operations = self.lock(&ids).await?;
+        let (tables, gone) = catalog::touched(&mut self.transaction, &ids).await?;
+        self.refuse_the_impossible(&operations, &tables, &gone).await?;
+        self.plan.operations.clone_from(&ids);
+
+        let operation = self.log(&ids, requested_by).await?;
+        let list = id_list(&ids);
+        for table in &tables {
+            self.take_back(table, &list).await?;
+        }
+        let broken = self.check_foreign_keys(&tables).await?;
+        self.record_undone(&operations, operation).await?;
+        Ok((operation, broken))
+    }
+
+    /// Adds later operations that depend on these, and on those, until there are no more.
+    async fn add_dependents(&mut self, ids: &mut Vec<OperationId>) -> Result<(), UndoError> {
+        loop {
+            let (tables, _) = catalog::touched(&mut self.transaction, ids).await?;
+            let list = id_list(ids);
+            let mut more: Vec<i64> = vec![];
+            for table in &tables {
+                if let Some(sql) = Statements::new(table).dependents(&list) {
+                    more.extend(
+                        sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql))
+                            .fetch_all(&mut *self.transaction)
+                            .await?,
+                    );
+                }
+            }
+            if more.is_empty() {
+                return Ok(());
+            }
+            ids.extend(more.into_iter().map(OperationId));
+            ids.sort_unstable();
+            ids.dedup();
+        }
+    }
+
+    /// Locks the operations in order, so that of several undos of one only one wins.
+    async fn lock(&mut self, ids: &[OperationId]) -> Result<Vec<Operation>, UndoError> {
+        let sql = format!(
+            "SELECT id FROM loomworks.operation WHERE id = ANY({}) ORDER BY id FOR UPDATE",
+            id_list(ids)
+        );
+        self.transaction.execute(AssertSqlSafe(sql)).await?;
+        let operations = log::get(&mut self.transaction, ids).await?;
+        for id in ids {
+            match operations.iter().find(|operation| operation.id == *id) {
+                None => return Err(UndoError::Unknown(*id)),
+                Some(Operation { undone_by: Some(by), .. }) => {
+                    return Err(UndoError::AlreadyUndone { operation: *id, by: *by });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(operations)
+    }
+
+    /// What rows cannot bring back is refused before anything is done.
+    async fn refuse_the_impossible(
+        &mut self,
+        operations: &[Operation],
+        tables: &[Table],
+        gone: &[String],
+    ) -> Result<(), UndoError> {
+        let not_row_by_row = |operation: &Operation, what: String| UndoError::NotRowByRow {
+            operation: operation.id,
+            what,
+            lsn: operation.lsn,
+        };
+        for operation in operations {
+            if operation.kind == OperationKind::Ddl {
+                let tag = operation.note["tag"].as_str().unwrap_or("DDL").to_owned();
+                return Err(not_row_by_row(operation, format!("it ran {tag}")));
+            }
+            if let Some(truncated) = operation.note["truncated"].as_array() {
+                let names: Vec<&str> = truncated.iter().filter_map(serde_json::Value::as_str).collect();
+                return Err(not_row_by_row(operation, format!("it truncated {}", names.join(", "))));
+            }
+        }
+        if let Some(table) = gone.first() {
+            let touches = |operation: &&Operation| operation.tables.iter().any(|count| count.table == *table);
+            if let Some(operation) = operations.iter().find(touches) {
+                return Err(not_row_by_row(operation, format!("table {table} is no more")));
+            }
+        }
+        let list = id_list(&operations.iter().map(|operation| operation.id).collect::<Vec<_>>());
+        for table in tables {
+            for (column, slot) in &table.retyped {
+                if self.scalar::<bool>(Statements::new(table).uses(&list, *slot)).await? {
+                    return Err(UndoError::ColumnChanged {
+                        table: table.name.clone(),
+                        column: column.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the undo down. Its rows are recorded by the same triggers as an agent's.
+    async fn log(&mut self, ids: &[OperationId], requested_by: &str) -> Result<OperationId, UndoError> {
+        let raw: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let numbers: Vec<String> = raw.iter().map(ToString::to_string).collect();
+        let mode = format!("{:?}", self.mode).to_lowercase();
+        let id = sqlx::query_scalar(
+            "INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, undo_of, requested_by)
+             VALUES (pg_current_xact_id(), now(), 'infinity', session_user, 'undo', $1, pg_current_wal_insert_lsn(), $2, $3)
+             RETURNING id",
+        )
+        .bind(format!("undo {} ({mode})", numbers.join(", ")))
+        .bind(&raw)
+        .bind(requested_by)
+        .fetch_one(&mut *self.transaction)
+        .await?;
+        Ok(OperationId(id))
+    }
+
+    async fn take_back(&mut self, table: &Table, list: &str) -> Result<(), UndoError> {
+        let statements = Statements::new(table);
+        self.run(statements.make_net(list)).await?;
+        self.run(format!("ANALYZE pg_temp.loomworks_net_{}", table.id)).await?;
+        let rounds: i64 = self.scalar(statements.rounds()).await?;
+        let mut done =
+            TablePlan { table: table.name.clone(), delete: 0, restore: 0, recreate: 0, already: 0 };
+        for round in 1..=rounds {
+            if let Some(lock) = statements.lock(round) {
+                self.run(lock).await?;
+            }
+            self.run(statements.decide(round, self.mode)).await?;
+            let counts: BTreeMap<String, i64> =
+                sqlx::query_as(AssertSqlSafe(statements.count_actions(round)))
+                    .fetch_all(&mut *self.transaction)
+                    .await?
+                    .into_iter()
+                    .collect();
+            let count = |action: &str| counts.get(action).copied().unwrap_or(0).cast_unsigned();
+            if count("conflict") > 0 {
+                let found: Vec<Json<Conflict>> =
+                    sqlx::query_scalar(AssertSqlSafe(statements.conflicts(round)))
+                        .fetch_all(&mut *self.transaction)
+                        .await?;
+                self.plan.conflicts.extend(found.into_iter().map(|conflict| conflict.0));
+            }
+            if count("delete") + count("replace") > 0 {
+                self.run(statements.delete(round)).await?;
+            }
+            if count("restore") > 0 {
+                self.restore(&statements, round).await?;
+            }
+            if count("recreate") + count("replace") > 0 {
+                self.recreate(&statements, table, round).await?;
+            }
+            done.delete += count("delete");
+            done.restore += count("restore") + count("replace");
+            done.recreate += count("recreate");
+            done.already += count("already");
+        }
+        self.plan.tables.push(done);
+        Ok(())
+    }
+
+    async fn restore(&mut self, statements: &Statements<'_>, round: i64) -> Result<(), UndoError> {
+        let must_replace = match statements.needs_replacing(round) {
+            Some(sql) => self.scalar(sql).await?,
+            None => false,
+        };
+        if !must_replace {
+            let Some(update) = statements.restore(round) else { return Ok(()) };
+            match self.attempt(update).await? {
+                Attempt::Done => return Ok(()),
+                // Rows may have exchanged a unique value, which no order of updates can take back.
+                Attempt::Taken(_) => {}
+            }
+        }
+        for statement in statements.restore_by_replacing(round) {
+            self.run(statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Inserts rows again. A unique value that somebody has taken is a conflict of all of them: PostgreSQL names one.
+    async fn recreate(
+        &mut self,
+        statements: &Statements<'_>,
+        table: &Table,
+        round: i64,
+    ) -> Result<(), UndoError> {
+        let oldest: Option<i64> = self.scalar(statements.oldest_to_recreate(round)).await?;
+        let insert = statements.recreate(round, oldest.unwrap_or(i64::MAX));
+        if let Attempt::Taken(detail) = self.attempt(insert).await? {
+            self.plan.conflicts.push(Conflict {
+                table: table.name.clone(),
+                key: BTreeMap::new(),
+                reason: format!("a unique value of a row it deleted is in use again: {detail}"),
+                columns: vec![],
+            });
+        }
+        Ok(())
+    }
+
+    /// Foreign keys, which were silent until now, for all rows at once.
+    async fn check_foreign_keys(&mut self, tables: &[Table]) -> Result<bool, UndoError> {
+        let mut broken = false;
+        for key in catalog::foreign_keys(&mut self.transaction, tables).await? {
+            for table in tables {
+                let statements = Statements::new(table);
+                let mut found: Vec<(String, String)> = vec![];
+                if table.oid == key.child_oid {
+                    self.run(statements.lock_parents(&key)).await?;
+                    let missing = self.texts(statements.orphans(&key)).await?;
+                    let reason = |row: &String| {
+                        (key.child.clone(), format!("its parent {row} in {} is missing", key.parent))
+                    };
+                    found.extend(missing.iter().map(reason));
+                }
+                if table.oid == key.parent_oid
+                    && let Some(sql) = statements.abandoned(&key)
+                {
+                    let referring = self.texts(sql).await?;
+                    let reason =
+                        |row: &String| (key.parent.clone(), format!("rows of {} refer to {row}", key.child));
+                    found.extend(referring.iter().map(reason));
+                }
+                broken |= !found.is_empty();
+                self.plan.conflicts.extend(found.into_iter().map(|(table, reason)| Conflict {
+                    table,
+                    key: BTreeMap::from([("constraint".to_owned(), Some(key.name.clone()))]),
+                    reason,
+                    columns: vec![],
+                }));
+            }
+        }
+        Ok(broken)
+    }
+
+    /// Notes what is undone. An undo that is undone puts what it had undone in force again, and so on down.
+    async fn record_undone(&mut self, operations: &[Operation], by: OperationId) -> Result<(), UndoError> {
+        let ids: Vec<OperationId> = operations.iter().map(|operation| operation.id).collect();
+        self.set_undone_by(&ids, Some(by)).await?;
+        let mut undone: Vec<Operation> = operations.to_vec();
+        let mut in_force = true;
+        loop {
+            let below: Vec<(OperationId, Vec<OperationId>)> = undone
+                .iter()
+                .filter(|operation| operation.kind == OperationKind::Undo)
+                .map(|operation| (operation.id, operation.undo_of.clone()))
+                .collect();
+            if below.is_empty() {
+                return Ok(());
+            }
+            let mut next = vec![];
+            for (undo, targets) in below {
+                self.set_undone_by(&targets, (!in_force).then_some(undo)).await?;
+                next.extend(log::get(&mut self.transaction, &targets).await?);
+            }
+            undone = next;
+            in_force = !in_force;
+        }
+    }
+
+    async fn set_undone_by(&mut self, ids: &[OperationId], by: Option<OperationId>) -> Result<(), UndoError> {
+        let sql = format!("UPDATE loomworks.operation SET undone_by = $1 WHERE id = ANY({})", id_list(ids));
+        sqlx::query(AssertSqlSafe(sql)).bind(by.map(|id| id.0)).execute(&mut *self.transaction).await?;
+        Ok(())
+    }
+
+    async fn run(&mut self, sql: String) -> Result<(), UndoError> {
+        self.transaction.execute(AssertSqlSafe(sql)).await?;
+        Ok(())
+    }
+
+    async fn scalar<T>(&mut self, sql: String) -> Result<T, UndoError>
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
+    {
+        Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *self.transaction).await?)
+    }
+
+    async fn texts(&mut self, sql: String) -> Result<Vec<String>, UndoError> {
+        Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *self.transaction).await?)
+    }
+
+    /// Runs a statement that may find a unique value taken, and is then as if it had not been run.
+    async fn attempt(&mut self, sql: String) -> Result<Attempt, UndoError> {
+        let mut savepoint = self.transaction.begin().await?;
+        match savepoint.execute(AssertSqlSafe(sql)).await {
+            Ok(_) => {
+                savepoint.commit().await?;
+                Ok(Attempt::Done)
+            }
+            Err(sqlx::Error::Database(error))
+                if matches!(error.code().as_deref(), Some("23505" | "23P01")) =>
+            {
+                savepoint.rollback().await?;
+                Ok(Attempt::Taken(error.message().to_owned()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+enum Attempt {
+    Done,
+    Taken(String),
+}

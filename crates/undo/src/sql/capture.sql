@@ -1,0 +1,193 @@
+-- Recording: a row log with typed columns and a trigger function for each table.
+--
+-- The values are stored in columns of their own type, because every detour loses something: jsonb knows no -0, text
+-- depends on settings that the agent chooses, and casts may be the agent's own.
+
+-- What a column's values are stored as. Types that somebody made could be dropped under the log: they become text.
+CREATE OR REPLACE FUNCTION loomworks.stored_type(type oid, modifier integer) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    RETURN CASE WHEN type < 16384 THEN format_type(type, modifier) ELSE 'text' END;
+
+-- How a trigger reads a column's value. format() calls the type's output function and no cast; num_nonnulls() tells
+-- NULL from a composite of NULLs.
+CREATE OR REPLACE FUNCTION loomworks.stored_value(record text, attname name, type oid) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    RETURN CASE WHEN type < 16384 THEN format('%s.%s', record, '"' || replace(attname, '"', '""') || '"')
+        ELSE format('CASE WHEN pg_catalog.num_nonnulls(%1$s.%2$s) OPERATOR(pg_catalog.=) 1 THEN pg_catalog.format(''%%s'', %1$s.%2$s) END',
+                    record, '"' || replace(attname, '"', '""') || '"') END;
+
+-- One row for each client statement of an AI session that reaches a recorded table.
+CREATE OR REPLACE FUNCTION loomworks.begin_operation() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO loomworks.operation (xid, at, until, session, statement, lsn)
+    VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user,
+            left(current_query(), 10000), pg_current_wal_insert_lsn())
+    ON CONFLICT (xid, at) DO NOTHING;
+    RETURN NULL;
+END $$;
+ALTER FUNCTION loomworks.begin_operation() OWNER TO loomworks_log;
+REVOKE ALL ON FUNCTION loomworks.begin_operation() FROM PUBLIC;
+
+-- A table's triggers as text, to notice that one was changed.
+CREATE OR REPLACE FUNCTION loomworks.fingerprint(relation oid) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    RETURN (SELECT string_agg(format('%s %s %s %s %s', tgname, tgfoid::regproc, tgtype, tgenabled, md5(coalesce(tgqual::text, ''))),
+                              ', ' ORDER BY tgname)
+            FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND starts_with(tgname, 'zz_loomworks_'));
+
+-- Records a table from now on, or brings its recording up to date after the table was changed.
+CREATE OR REPLACE FUNCTION loomworks.enrol(target oid) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    -- session_user cannot be changed by anybody but a superuser; SET ROLE does not change it. The names compare as
+    -- bytes: '`' follows '_'. The undo engine's own changes are recorded as well, so that they can be undone.
+    agent CONSTANT text := '(session_user >= ''lwai_'' AND session_user < ''lwai`'')';
+    recorded CONSTANT text := '(' || agent || ' OR session_user = ''loomworks_undo'')';
+    table_name CONSTANT text := target::regclass::text;
+    is_leaf boolean;
+    number integer;
+    log text;
+    function text;
+    col record;
+    old_columns text := '';
+    new_columns text := '';
+    old_values text := '';
+    new_values text := '';
+    row_values text := '';
+    settings text := '';
+BEGIN
+    SELECT relkind = 'r' INTO is_leaf FROM pg_class WHERE oid = target;
+    INSERT INTO loomworks.relation (oid, name) VALUES (target, table_name)
+    ON CONFLICT (oid) DO UPDATE SET name = excluded.name RETURNING id INTO number;
+    log := format('loomworks.row_%s', number);
+    function := format('loomworks.capture_%s', number);
+
+    IF to_regclass(log) IS NULL THEN
+        EXECUTE format('CREATE TABLE %s (seq bigint NOT NULL DEFAULT nextval(''loomworks.row_seq''), xid xid8 NOT NULL,
+                            at timestamptz NOT NULL, kind "char" NOT NULL)', log);
+        EXECUTE format('ALTER TABLE %s OWNER TO loomworks_log', log);
+        EXECUTE format('CREATE INDEX ON %s (xid)', log);
+        EXECUTE format('GRANT SELECT ON %s TO loomworks_undo', log);
+    END IF;
+
+    -- A column that is gone keeps its slot; one that was given another type gets a new one.
+    UPDATE loomworks.attribute a SET attnum = NULL WHERE relation_id = number AND NOT EXISTS (
+        SELECT FROM pg_attribute p WHERE p.attrelid = target AND p.attnum = a.attnum AND NOT p.attisdropped
+        AND format_type(p.atttypid, p.atttypmod) = a.type);
+    UPDATE loomworks.attribute a SET name = p.attname FROM pg_attribute p
+    WHERE relation_id = number AND p.attrelid = target AND p.attnum = a.attnum AND p.attname <> a.name;
+    FOR col IN
+        SELECT p.* FROM pg_attribute p WHERE p.attrelid = target AND p.attnum > 0 AND NOT p.attisdropped
+        AND NOT EXISTS (SELECT FROM loomworks.attribute a WHERE a.relation_id = number AND a.attnum = p.attnum)
+        ORDER BY p.attnum
+    LOOP
+        INSERT INTO loomworks.attribute (relation_id, slot, attnum, name, type, since)
+        VALUES (number, (SELECT coalesce(max(slot), 0) + 1 FROM loomworks.attribute WHERE relation_id = number),
+                col.attnum, col.attname, format_type(col.atttypid, col.atttypmod), nextval('loomworks.row_seq'));
+        EXECUTE format('ALTER TABLE %s ADD COLUMN o%s %s, ADD COLUMN n%2$s %3$s', log,
+            (SELECT max(slot) FROM loomworks.attribute WHERE relation_id = number),
+            loomworks.stored_type(col.atttypid, col.atttypmod));
+    END LOOP;
+
+    FOR col IN
+        SELECT a.slot, p.attname, p.atttypid FROM loomworks.attribute a
+        JOIN pg_attribute p ON p.attrelid = target AND p.attnum = a.attnum
+        WHERE a.relation_id = number ORDER BY a.slot
+    LOOP
+        old_columns := old_columns || format(', o%s', col.slot);
+        new_columns := new_columns || format(', n%s', col.slot);
+        old_values := old_values || ', ' || loomworks.stored_value('OLD', col.attname, col.atttypid);
+        new_values := new_values || ', ' || loomworks.stored_value('NEW', col.attname, col.atttypid);
+        row_values := row_values || ', ' || loomworks.stored_value('r', col.attname, col.atttypid);
+        IF col.atttypid >= 16384 THEN
+            -- Text of such a value must not depend on what the agent has set.
+            settings := 'SET DateStyle = ''ISO, YMD'' SET IntervalStyle = ''iso_8601'' SET extra_float_digits = 1
+                         SET bytea_output = ''hex'' SET TimeZone = ''UTC'' SET lc_monetary = ''C''';
+        END IF;
+    END LOOP;
+
+    EXECUTE format($f$
+        CREATE OR REPLACE FUNCTION %1$s() RETURNS trigger
+            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp %8$s AS $body$
+        DECLARE
+            total bigint;
+        BEGIN
+            IF TG_OP = 'UPDATE' THEN
+                INSERT INTO %2$s (xid, at, kind%3$s%4$s)
+                VALUES (pg_current_xact_id(), statement_timestamp(), 'U'%5$s%6$s);
+            ELSIF TG_OP = 'INSERT' THEN
+                INSERT INTO %2$s (xid, at, kind%4$s) VALUES (pg_current_xact_id(), statement_timestamp(), 'I'%6$s);
+            ELSIF TG_OP = 'DELETE' THEN
+                INSERT INTO %2$s (xid, at, kind%3$s) VALUES (pg_current_xact_id(), statement_timestamp(), 'D'%5$s);
+            ELSE
+                INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn)
+                VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user, 'truncate',
+                        left(current_query(), 10000), pg_current_wal_insert_lsn())
+                ON CONFLICT (xid, at) DO UPDATE SET kind = 'truncate';
+                EXECUTE format('SELECT count(*) FROM (SELECT FROM ONLY %%s LIMIT 100001) r', TG_RELID::regclass) INTO total;
+                IF total <= 100000 THEN
+                    EXECUTE format(%7$L, TG_RELID::regclass);
+                ELSE
+                    UPDATE loomworks.operation
+                    SET note = jsonb_set(note, '{truncated}', coalesce(note -> 'truncated', '[]') || to_jsonb(TG_RELID::regclass::text))
+                    WHERE xid = pg_current_xact_id() AND at = statement_timestamp();
+                END IF;
+            END IF;
+            RETURN NULL;
+        END $body$ $f$,
+        function, log, old_columns, new_columns, old_values, new_values,
+        format('INSERT INTO %s (xid, at, kind%s) SELECT pg_current_xact_id(), statement_timestamp(), ''D''%s FROM ONLY %%s r',
+               log, old_columns, replace(row_values, '%', '%%')),
+        settings);
+    EXECUTE format('ALTER FUNCTION %s() OWNER TO loomworks_log', function);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function);
+
+    -- A partitioned table has no rows of its own; its partitions are recorded each.
+    PERFORM loomworks.ensure_trigger(target, 'zz_loomworks_operation', 'AFTER INSERT OR UPDATE OR DELETE', 'STATEMENT',
+                                     agent, 'loomworks.begin_operation');
+    IF is_leaf THEN
+        PERFORM loomworks.ensure_trigger(target, 'zz_loomworks_row', 'AFTER INSERT OR UPDATE OR DELETE', 'ROW',
+                                         recorded, function);
+        PERFORM loomworks.ensure_trigger(target, 'zz_loomworks_truncate', 'BEFORE TRUNCATE', 'STATEMENT', agent, function);
+    END IF;
+    UPDATE loomworks.relation SET fingerprint = loomworks.fingerprint(target) WHERE id = number;
+END $$;
+REVOKE ALL ON FUNCTION loomworks.enrol(oid) FROM PUBLIC;
+
+-- ALWAYS: also where replication's role is set, under which ordinary triggers are silent.
+CREATE OR REPLACE FUNCTION loomworks.ensure_trigger(target oid, trigger name, event text, each text, condition text,
+                                                    function text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found_function text;
+BEGIN
+    SELECT tgfoid::regproc::text INTO found_function FROM pg_trigger
+    WHERE tgrelid = target AND tgname = trigger AND tgenabled = 'A' AND tgparentid = 0;
+    IF found_function = function THEN
+        RETURN;
+    END IF;
+    EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', trigger, target::regclass);
+    EXECUTE format('CREATE TRIGGER %I %s ON %s FOR EACH %s WHEN (%s) EXECUTE FUNCTION %s()', trigger, event, target::regclass,
+                   each, condition, function);
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', target::regclass, trigger);
+END $$;
+REVOKE ALL ON FUNCTION loomworks.ensure_trigger(oid, name, text, text, text, text) FROM PUBLIC;
+
+-- The tables that are to be recorded.
+CREATE OR REPLACE FUNCTION loomworks.recordable() RETURNS SETOF oid
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+    AND n.nspname NOT IN ('loomworks', 'information_schema') AND NOT starts_with(n.nspname, 'pg_') ORDER BY c.oid
+$$;
+CREATE OR REPLACE FUNCTION loomworks.enrol_all() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    target oid;
+BEGIN
+    FOR target IN SELECT * FROM loomworks.recordable() LOOP
+        PERFORM loomworks.enrol(target);
+    END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION loomworks.enrol_all() FROM PUBLIC;

@@ -1,0 +1,18 @@
+-- Roles of the cluster. Several databases are set up at the same time, so each is made by whoever comes first.
+DO $$
+BEGIN
+    BEGIN
+        CREATE ROLE loomworks_log NOLOGIN BYPASSRLS;
+        -- TRUNCATE's copy must read every row.
+        GRANT pg_read_all_data TO loomworks_log;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;
+    END;
+    BEGIN
+        CREATE ROLE loomworks_undo LOGIN BYPASSRLS;
+        -- Silences the app's triggers during an undo; no superuser is needed for that.
+        GRANT SET ON PARAMETER session_replication_role TO loomworks_undo;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;
+    END;
+END $$;

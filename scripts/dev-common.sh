@@ -1,0 +1,66 @@
+# Shared by the dev-*.sh scripts: what must be installed, where a checkout keeps its data, whom it runs as.
+# shellcheck shell=bash
+
+say() { printf '%s\n' "$*"; }
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2
+    exit 1
+}
+
+is_root() { [ "$(id -u)" -eq 0 ]; }
+
+has_postgresql() {
+    local initdb version
+    for initdb in /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb /usr/local/pgsql/bin/initdb /usr/bin/initdb; do
+        [ -x "$initdb" ] || continue
+        version=$("$initdb" --version | grep -oE '[0-9]+' | head -1)
+        [ "$version" -lt 15 ] || return 0
+    done
+    return 1
+}
+
+# Installs what is missing where that can be done without a question, and says what is missing where it cannot.
+install_missing() {
+    local missing=()
+    has_postgresql || missing+=(postgresql)
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    if [ "${#missing[@]}" -gt 0 ]; then
+        command -v apt-get >/dev/null ||
+            fail "missing: ${missing[*]}" "install a C compiler and the PostgreSQL server, version 15 or later"
+        local apt=(apt-get)
+        if ! is_root; then
+            sudo -n true 2>/dev/null || fail "missing: ${missing[*]}" "run: sudo apt-get install ${missing[*]}"
+            apt=(sudo -n apt-get)
+        fi
+        say "installing ${missing[*]}"
+        "${apt[@]}" update -qq
+        DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+        has_postgresql || fail "the system's PostgreSQL is older than 15" "see https://www.postgresql.org/download/"
+    fi
+    command -v cargo >/dev/null || fail "missing: the Rust toolchain" "see https://rustup.rs"
+}
+
+# PostgreSQL refuses to run as root: for root the platform runs as this user, whom the package has made.
+service_user=postgres
+
+as_service() {
+    if is_root; then
+        setpriv --reuid="$service_user" --regid="$service_user" --clear-groups -- "$@"
+    else
+        "$@"
+    fi
+}
+
+# A directory for each checkout, with a short name (a socket's path has 107 bytes) that the platform's user can reach.
+data_directory() {
+    local base
+    if is_root; then
+        base=/var/lib/loomworks
+    else
+        base=${XDG_DATA_HOME:-$HOME/.local/share}/loomworks
+    fi
+    printf '%s/dev-%s' "$base" "$(printf '%s' "$PWD" | cksum | cut -d' ' -f1)"
+}
+
+client_file() { printf '%s/loomworks/client.json' "${XDG_CONFIG_HOME:-$HOME/.config}"; }

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs every check and every test, as CI does. Installs what is missing.
+#
+#   ./scripts/dev-test.sh          everything
+#   ./scripts/dev-test.sh FILTER   only the tests whose names contain FILTER
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/dev-common.sh
+. scripts/dev-common.sh
+
+case ${1:-} in -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+install_missing
+if [ $# -gt 0 ]; then
+    exec cargo test --locked --workspace -- "$@"
+fi
+step() {
+    say "== $*"
+    "$@"
+}
+step cargo fmt --all --check
+step cargo clippy --quiet --locked --workspace --all-targets -- --deny warnings
+RUSTDOCFLAGS='--deny warnings' step cargo doc --quiet --locked --workspace --no-deps --document-private-items
+if command -v cargo-deny >/dev/null; then
+    step cargo deny --log-level error check
+fi
+step cargo test --locked --workspace
