@@ -25,7 +25,6 @@ done
 install_missing
 say "building"
 cargo build --quiet --locked -p loomworks -p loomworks-example-erp
-loomworks=$PWD/target/debug/loomworks
 data=${LOOMWORKS_DATA:-$(data_directory)}
 
 # What a killed script has left running. The name is checked, since a number can have come to mean another process.
@@ -42,7 +41,7 @@ stop_former() {
 stop_former
 
 if $fresh && [ -e "$data" ]; then
-    "$loomworks" remove --data "$data" "${yes[@]}"
+    target/debug/loomworks remove --data "$data" "${yes[@]}"
 fi
 
 # The app and its profile go beside the data, where the platform's user can reach them.
@@ -55,11 +54,12 @@ as_service mkdir -p "$data/bin" "$data/profiles/erp" "$data/log"
 copy() { # FROM TO MODE: through a rename, so that a program which is running can be replaced
     as_service sh -c 'cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1"' sh "$2" "$3" <"$1"
 }
+copy target/debug/loomworks "$data/bin/loomworks" 755
 copy target/debug/loomworks-example-erp "$data/bin/loomworks-example-erp" 755
 copy examples/erp/profile.toml "$data/profiles/erp/profile.toml" 644
 copy examples/erp/init.sql "$data/profiles/erp/init.sql" 644
 
-# The ports of the last time if there was one, else the usual ones, else the next that are free.
+# The usual ports, or the next that are free.
 free_port() {
     local port=$1
     while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
@@ -83,6 +83,7 @@ as_service "$data/bin/loomworks-example-erp" --listen "$app" --passfile "$data/a
 pids+=($!)
 first=true
 [ ! -e "$data/client.json" ] || first=false
+loomworks=$data/bin/loomworks
 "$loomworks" serve --data "$data" --api-listen "$api" --gateway-listen "$gateway" \
     --profile "$data/profiles/erp/profile.toml" --upstream "erp=$app" >"$data/log/serve.out" 2>>"$data/log/loomworks.log" &
 serve=$!

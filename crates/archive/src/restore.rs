@@ -103,7 +103,7 @@ impl RestorePlan {
     pub fn recovery_target(&self) -> RecoveryTarget {
         match self.target {
             Target::Lsn(lsn) => RecoveryTarget::Before(lsn),
-            Target::Time(time) => RecoveryTarget::Time(time.to_string()),
+            Target::Time(time) => RecoveryTarget::Time(time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()),
         }
     }
 }

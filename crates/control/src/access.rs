@@ -1,6 +1,6 @@
 //! Who asks, and what he may touch.
 //!
-//! [`Granted`] and [`Operator`] can only be made here. Whoever reads or changes a tenant's things must hold one, so a
+//! [`Granted`], [`Operator`] and [`Gateway`] can only be made here. Whoever reads or changes a tenant's things must hold one, so a
 //! missing check does not compile. A tenant that the caller may not see and one that does not exist are the same
 //! answer: no tenant can learn that another exists.
 
@@ -33,14 +33,18 @@ pub enum Scope {
 /// The right to act for the whole platform.
 #[derive(Clone, Debug)]
 pub struct Operator {
-    pub actor: String,
+    pub(crate) actor: String,
 }
+
+/// The right of a gateway: to see the routes of all tenants.
+#[derive(Clone, Copy, Debug)]
+pub struct Gateway(());
 
 /// The right to act for one tenant.
 #[derive(Clone, Debug)]
 pub struct Granted {
     tenant: TenantId,
-    pub actor: String,
+    pub(crate) actor: String,
     confined: bool,
 }
 
@@ -56,9 +60,9 @@ pub fn operator(caller: &Caller) -> Result<Operator, Error> {
 }
 
 /// The right of a gateway.
-pub fn gateway(caller: &Caller) -> Result<(), Error> {
+pub fn gateway(caller: &Caller) -> Result<Gateway, Error> {
     match caller.scope {
-        Scope::Gateway => Ok(()),
+        Scope::Gateway => Ok(Gateway(())),
         Scope::Operator | Scope::TenantAdmin(_) => Err(Error::Forbidden),
     }
 }

@@ -45,6 +45,7 @@ impl Db {
             // They come over the socket, where the operating system says who they are: no password exists.
             sql::run(&mut admin, format!("ALTER ROLE {} LOGIN", sql::ident(role))).await?;
         }
+        databases::close_shared_databases(&mut admin).await?;
         databases::ensure(&mut admin, DATABASE, OWNER).await?;
         let connect = format!(
             "GRANT CONNECT ON DATABASE {} TO {}, {}",

@@ -69,7 +69,7 @@ pub async fn examine(world: &World, _: &Operator) -> Result<Vec<Finding>, Error>
         "gateways",
         gateways > 0,
         format!("{gateways} alive"),
-        "start one with `loomworks serve --roles gateway`",
+        "start `loomworks serve` with the role `gateway`",
     ));
     Ok(findings)
 }

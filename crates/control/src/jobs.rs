@@ -159,7 +159,8 @@ pub async fn wait(world: &World, id: JobId, at_most: Duration) -> Result<db::job
     }
 }
 
-/// Where the program is to die, for tests: after the `place`-th step of a kind, before or after it was saved.
+/// Where the program is to die, for tests: once it has carried out its `place`-th step (from 0) of a kind, before or
+/// after the next one was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CrashPoint {
     pub kind: String,

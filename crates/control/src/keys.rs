@@ -12,7 +12,6 @@ use loomworks_core::api_key::{ApiKey, Environment};
 use loomworks_core::ids::{ApiKeyId, TenantId};
 use serde_json::json;
 use sqlx::PgConnection;
-use tokio::sync::Mutex;
 
 use crate::World;
 use crate::access::{Caller, Granted, Operator, Scope};
@@ -33,14 +32,16 @@ type Mac = [u8; 32];
 #[derive(Clone)]
 pub struct KeyRing {
     pepper: Arc<ring::hmac::Key>,
-    checked: Arc<Mutex<HashMap<Mac, (Caller, Instant)>>>,
+    checked: Arc<std::sync::Mutex<HashMap<Mac, (Caller, Instant)>>>,
+    /// Held while a hash is checked, so that a burst of requests with one new key costs one bcrypt.
+    checking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl KeyRing {
     #[must_use]
     pub fn new(master_key: &MasterKey) -> Self {
         let pepper = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, master_key.pepper());
-        Self { pepper: Arc::new(pepper), checked: Arc::default() }
+        Self { pepper: Arc::new(pepper), checked: Arc::default(), checking: Arc::default() }
     }
 
     fn mac(&self, key: &ApiKey) -> Mac {
@@ -48,8 +49,23 @@ impl KeyRing {
         tag.as_ref().try_into().expect("HMAC-SHA-256 gives 32 bytes")
     }
 
-    async fn forget(&self, id: ApiKeyId) {
-        self.checked.lock().await.retain(|_, (caller, _)| caller.key != id);
+    fn trusted(&self, mac: &Mac) -> Option<Caller> {
+        let checked = self.lock();
+        checked.get(mac).filter(|(_, at)| at.elapsed() < TRUSTED_FOR).map(|(caller, _)| caller.clone())
+    }
+
+    fn trust(&self, mac: Mac, caller: Caller) {
+        let mut checked = self.lock();
+        checked.retain(|_, (_, at)| at.elapsed() < TRUSTED_FOR);
+        checked.insert(mac, (caller, Instant::now()));
+    }
+
+    fn forget(&self, id: ApiKeyId) {
+        self.lock().retain(|_, (caller, _)| caller.key != id);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Mac, (Caller, Instant)>> {
+        self.checked.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -57,12 +73,12 @@ impl KeyRing {
 pub async fn authenticate(world: &World, text: &str) -> Result<Caller, Error> {
     let key: ApiKey = text.parse().map_err(|_| Error::Unauthenticated)?;
     let mac = world.keys.mac(&key);
-    // Held while the hash is checked, so that a burst of requests with one new key costs one bcrypt.
-    let mut checked = world.keys.checked.lock().await;
-    if let Some((caller, at)) = checked.get(&mac)
-        && at.elapsed() < TRUSTED_FOR
-    {
-        return Ok(caller.clone());
+    if let Some(caller) = world.keys.trusted(&mac) {
+        return Ok(caller);
+    }
+    let _checking = world.keys.checking.lock().await;
+    if let Some(caller) = world.keys.trusted(&mac) {
+        return Ok(caller);
     }
     let stored = keys::find(&world.db.platform, &mac).await?.ok_or(Error::Unauthenticated)?;
     let hash = stored.hash.clone();
@@ -71,8 +87,7 @@ pub async fn authenticate(world: &World, text: &str) -> Result<Caller, Error> {
         return Err(Error::Unauthenticated);
     }
     let caller = caller(stored)?;
-    checked.retain(|_, (_, at)| at.elapsed() < TRUSTED_FOR);
-    checked.insert(mac, (caller.clone(), Instant::now()));
+    world.keys.trust(mac, caller.clone());
     Ok(caller)
 }
 
@@ -125,7 +140,7 @@ pub async fn revoke(
     let detail = json!({ "key": id });
     audit::record(&mut scoped, &operator.actor, "api_key.revoked", Some(granted.tenant()), detail).await?;
     scoped.commit().await?;
-    world.keys.forget(id).await;
+    world.keys.forget(id);
     Ok(())
 }
 

@@ -42,13 +42,15 @@ pub async fn undo(
     ids: &[OperationId],
     mode: Mode,
 ) -> Result<Outcome, Error> {
-    let mut connection = connect(world, granted).await?;
-    let outcome = loomworks_undo::undo(&mut connection, ids, mode, &granted.actor).await?;
+    // Two databases cannot commit at once. That it was asked for is written first, so that no undo is without a line;
+    // whether it was done is in the tenant's own log.
     let mut scoped = granted.begin(&world.db).await?;
-    let detail = json!({ "operations": ids, "undo": outcome.operation });
-    audit::record(&mut scoped, &granted.actor, "operations.undone", Some(granted.tenant()), detail).await?;
+    let detail = json!({ "operations": ids, "mode": mode });
+    audit::record(&mut scoped, &granted.actor, "operations.undo_requested", Some(granted.tenant()), detail)
+        .await?;
     scoped.commit().await?;
-    Ok(outcome)
+    let mut connection = connect(world, granted).await?;
+    Ok(loomworks_undo::undo(&mut connection, ids, mode, &granted.actor).await?)
 }
 
 /// A connection as the undo engine: no superuser, because it runs what is in the tenant's database.

@@ -97,9 +97,8 @@ async fn enqueue_exchange<W: jobs::Work>(
 ) -> Result<JobId, Error> {
     let mut scoped = granted.begin(&world.db).await?;
     if let Some(job) = crate::db::jobs::unfinished(&mut scoped, &work.dedup_key()).await? {
-        return Err(
-            Error::conflict("a restore of this tenant is under way").with_hint(format!("follow job {job}"))
-        );
+        return Err(Error::conflict("another exchange of this tenant's databases is under way")
+            .with_hint(format!("follow job {job}")));
     }
     let job = jobs::enqueue(&mut scoped, work, &granted.actor).await?;
     audit::record(&mut scoped, &granted.actor, action, Some(granted.tenant()), detail).await?;

@@ -6,6 +6,7 @@ use loomworks_core::route::{Acknowledgement, Route, RouteState, RouteTable};
 use sqlx::postgres::PgListener;
 
 use crate::World;
+use crate::access::Gateway;
 use crate::db::routes::{self, CHANNEL};
 use crate::error::Error;
 
@@ -13,7 +14,7 @@ use crate::error::Error;
 const LONG_POLL: Duration = Duration::from_secs(20);
 
 /// The present table, if it is newer than `generation`; waits some time for one.
-pub async fn newer_than(world: &World, generation: i64) -> Result<Option<RouteTable>, Error> {
+pub async fn newer_than(world: &World, _: Gateway, generation: i64) -> Result<Option<RouteTable>, Error> {
     // Listening first: what changes after the look is heard.
     let mut listener = PgListener::connect_with(&world.db.platform).await?;
     listener.listen(CHANNEL).await?;
@@ -50,11 +51,17 @@ async fn table(world: &World) -> Result<RouteTable, Error> {
 }
 
 /// Notes that a gateway has taken a table and drained what it holds.
-pub async fn acknowledge(world: &World, acknowledgement: &Acknowledgement) -> Result<(), Error> {
+pub async fn acknowledge(world: &World, _: Gateway, acknowledgement: &Acknowledgement) -> Result<(), Error> {
     if !(1..=200).contains(&acknowledgement.gateway.len()) {
         return Err(Error::invalid("a gateway's name has 1 to 200 bytes"));
     }
     let mut transaction = world.db.platform.begin().await?;
     routes::acknowledge(&mut transaction, &acknowledgement.gateway, acknowledgement.generation).await?;
     Ok(transaction.commit().await?)
+}
+
+/// Forgets the gateways that an earlier process of this node ran: nobody need wait for them.
+pub async fn forget_gateways(world: &World) -> Result<(), Error> {
+    let mut mgmt = world.db.platform.acquire().await?;
+    Ok(routes::forget(&mut mgmt, &world.node).await?)
 }

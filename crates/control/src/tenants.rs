@@ -73,7 +73,7 @@ pub async fn get(world: &World, granted: &Granted) -> Result<Tenant, Error> {
     Ok(tenants::get(&mut scoped, granted.tenant()).await?)
 }
 
-/// Stops serving a tenant. Its visitors are told why.
+/// Stops serving a tenant. The reason is kept with it.
 pub async fn suspend(
     world: &World,
     operator: &Operator,

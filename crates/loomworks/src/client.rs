@@ -128,7 +128,7 @@ impl Client {
             let job: Job = self.get(&format!("/v1/jobs/{id}")).await?;
             match &job.error {
                 Some(error) => {
-                    progress.show(job.percent, &format!("{}, trying again: {error}", job.progress))
+                    progress.show(job.percent, &format!("{}, trying again: {error}", job.progress));
                 }
                 None => progress.show(job.percent, &job.progress),
             }

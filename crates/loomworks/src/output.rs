@@ -67,6 +67,12 @@ pub(crate) fn line(text: impl AsRef<str>) {
     }
 }
 
+/// Prints a line as the whole answer of a command.
+pub(crate) fn told(text: impl AsRef<str>) -> Result<(), Failure> {
+    line(text);
+    Ok(())
+}
+
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     line(serde_json::to_string_pretty(value)?);
     Ok(())

@@ -108,6 +108,7 @@ async fn gateway(
     world: &World,
     api: SocketAddr,
 ) -> Result<Gateway, Failure> {
+    loomworks_control::routes::forget_gateways(world).await?;
     // Made anew at each start and kept nowhere.
     let key = keys::renew_platform_key(world, "gateway", &world.node).await?;
     let control =
@@ -118,8 +119,8 @@ async fn gateway(
         control,
         routes_file: data.path("routes.json"),
         hold_max: HOLD_MAX,
-        // The same after a restart: what the former process had promised for it, its table in the file, is kept.
-        name: world.node.clone(),
+        // A new one each time: what a former process has promised, this one has not.
+        name: format!("{}/{}", world.node, uuid::Uuid::new_v4().simple()),
     };
     let listen = settings.listen;
     Gateway::bind(settings).await.map_err(|error| {
@@ -156,14 +157,13 @@ async fn announce(settings: &Serve, data: &DataDirectory, world: &World) -> Resu
     let url = format!("http://{}", settings.api_listen);
     let known: Option<ClientFile> =
         std::fs::read(data.path("client.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    let (api_key, first) = match known {
-        Some(known) => (known.api_key, false),
+    let api_key = match known {
+        Some(known) => known.api_key,
         None => {
-            let key = keys::renew_platform_key(world, "operator", "first operator").await?;
-            (key.expose_secret().to_owned(), true)
+            keys::renew_platform_key(world, "operator", "first operator").await?.expose_secret().to_owned()
         }
     };
-    let file = ClientFile { url: url.clone(), gateway: settings.gateway_listen, api_key: api_key.clone() };
+    let file = ClientFile { url: url.clone(), gateway: settings.gateway_listen, api_key };
     data.write("client.json", &serde_json::to_vec_pretty(&file).context("write the client file")?)?;
 
     output::line(format!("API         {url}  (document: {url}/v1/openapi.json)"));
@@ -173,9 +173,8 @@ async fn announce(settings: &Serve, data: &DataDirectory, world: &World) -> Resu
     }
     output::line(format!("PostgreSQL  127.0.0.1:{}", world.cluster.port));
     output::line(format!("roles       {}", settings.role_names()));
-    if first {
-        output::line(format!("first operator's key, shown this once: {api_key}"));
-    }
+    // Not the key itself: what is printed here ends up in a log wherever this is run as a service.
+    output::line(format!("operator    key in {}", data.path("client.json").display()));
     output::line("ready");
     Ok(())
 }

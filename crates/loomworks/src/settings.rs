@@ -225,7 +225,7 @@ pub(crate) enum TenantCommand {
     /// Stop serving a tenant. Its data stays.
     Suspend {
         tenant: String,
-        /// Told to the tenant's visitors.
+        /// Kept with the tenant, for its people and for operators.
         #[arg(long, default_value = "")]
         reason: String,
     },
@@ -385,13 +385,13 @@ pub(crate) enum BackupCommand {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum WalCommand {
-    /// Store a WAL file: archive_command = 'loomworks wal push --repository DIR %p'.
+    /// Store a WAL file, as PostgreSQL's `archive_command` ends: `wal push --repository DIR %p`.
     Push {
         #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
         repository: PathBuf,
         path: PathBuf,
     },
-    /// Bring a WAL file back: restore_command = 'loomworks wal fetch --repository DIR %f %p'. Status 1: there is none.
+    /// Bring a WAL file back, as `restore_command` ends: `wal fetch --repository DIR %f %p`. Status 1: there is none.
     Fetch {
         #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
         repository: PathBuf,

@@ -6,7 +6,6 @@ use loomworks_core::lsn::Lsn;
 use serde::Deserialize;
 
 use crate::cluster::{Cluster, ClusterError, SUPERUSER, remove_directory};
-use crate::installation::InstallationError;
 
 /// A base backup as it lies in a directory.
 #[derive(Clone, Debug)]
@@ -74,10 +73,4 @@ fn read(directory: &Path) -> std::io::Result<BaseBackup> {
         start: range.start,
         end: range.end,
     })
-}
-
-/// Whether the cluster's programs can compress base backups with zstd.
-pub async fn is_supported(cluster: &Cluster) -> Result<bool, InstallationError> {
-    let help = cluster.installation.run("pg_basebackup", ["--help"]).await?;
-    Ok(String::from_utf8_lossy(&help.stdout).contains("zstd"))
 }

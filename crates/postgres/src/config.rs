@@ -23,7 +23,8 @@ pub struct Serving<'a> {
 pub enum RecoveryTarget {
     /// Just before the first record at or after this position.
     Before(Lsn),
-    /// After the last transaction that committed at or before this moment (RFC 3339).
+    /// After the last transaction that committed at or before this moment: `2026-03-10 14:05:00.123456+00`. The
+    /// letter `Z` is no time zone this early in a start.
     Time(String),
 }
 

@@ -4,30 +4,32 @@ use sqlx::{Connection, PgConnection, Row};
 
 use crate::sql::{ident, run};
 
-/// Makes an empty database that `owner`, and nobody else, may connect to. `Ok` when it is there.
+/// Makes an empty database that `owner`, and nobody else, may connect to and make things in. `Ok` when it is there.
+///
+/// The database itself stays the superuser's: its owner could drop it, or change how everybody connects, from another
+/// database, where nothing records it.
 ///
 /// `wal_log` writes every page through the WAL: the archive has the whole of it, and no checkpoint is forced.
 pub async fn ensure(connection: &mut PgConnection, database: &str, owner: &str) -> sqlx::Result<()> {
     let (name, owner) = (ident(database), ident(owner));
     if oid(connection, database).await?.is_none() {
-        run(connection, format!("CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 STRATEGY wal_log"))
-            .await?;
+        run(connection, format!("CREATE DATABASE {name} TEMPLATE template0 STRATEGY wal_log")).await?;
     }
     run(
         connection,
-        format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {name} TO {owner}"),
+        format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT ALL ON DATABASE {name} TO {owner}"),
     )
     .await
 }
 
-/// Takes the public schema away from everybody but `owner`. To be run in the database itself.
+/// Gives the public schema to `owner` and takes it away from everybody else. To be run in the database itself.
 pub async fn close_public_schema(connection: &mut PgConnection, owner: &str) -> sqlx::Result<()> {
     let owner = ident(owner);
     run(
         connection,
         format!(
-            "REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT ALL ON SCHEMA public TO {owner}; \
-             REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC"
+            "ALTER SCHEMA public OWNER TO {owner}; REVOKE ALL ON SCHEMA public FROM PUBLIC; \
+             GRANT ALL ON SCHEMA public TO {owner}"
         ),
     )
     .await
@@ -115,4 +117,9 @@ pub async fn end_connections(connection: &mut PgConnection, database: &str) -> s
 /// Drops a database, ending its connections. `Ok` when there is none.
 pub async fn drop_database(connection: &mut PgConnection, database: &str) -> sqlx::Result<()> {
     run(connection, format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(database))).await
+}
+
+/// Takes the databases that `initdb` makes away from everybody but superusers.
+pub async fn close_shared_databases(connection: &mut PgConnection) -> sqlx::Result<()> {
+    run(connection, "REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC".to_owned()).await
 }

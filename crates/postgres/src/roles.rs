@@ -96,6 +96,14 @@ pub async fn drop_role(connection: &mut PgConnection, role: &str) -> sqlx::Resul
     run(connection, format!("DROP ROLE IF EXISTS {}", ident(role))).await
 }
 
+/// The roles whose names begin so.
+pub async fn beginning_with(connection: &mut PgConnection, prefix: &str) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar("SELECT rolname::text FROM pg_roles WHERE starts_with(rolname, $1) ORDER BY rolname")
+        .bind(prefix)
+        .fetch_all(connection)
+        .await
+}
+
 pub async fn exists(connection: &mut PgConnection, role: &str) -> sqlx::Result<bool> {
     sqlx::query("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
         .bind(role)

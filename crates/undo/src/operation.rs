@@ -64,7 +64,7 @@ pub struct OperationDetail {
 }
 
 /// Values as text, by column. For showing: an undo uses the typed values.
-pub type Image = BTreeMap<String, Option<String>>;
+pub(crate) type Image = BTreeMap<String, Option<String>>;
 
 /// One row before and after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

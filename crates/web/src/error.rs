@@ -137,7 +137,12 @@ fn request_id() -> String {
 
 fn undo_status(error: &UndoError) -> (StatusCode, &'static str) {
     match error {
+        UndoError::Unknown(_) => (StatusCode::NOT_FOUND, "not_found"),
+        UndoError::AlreadyUndone { .. } => (StatusCode::CONFLICT, "already_undone"),
         UndoError::Conflicts(_) => (StatusCode::CONFLICT, "undo_conflict"),
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        UndoError::NotRowByRow { .. } | UndoError::ColumnChanged { .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "not_row_by_row")
+        }
+        UndoError::Database(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
     }
 }

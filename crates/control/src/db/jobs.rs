@@ -231,6 +231,21 @@ pub async fn retry_later(
     .map(|done| done.rows_affected() == 1)
 }
 
+/// Puts a job back that waits for something. It has not failed, so this is no try.
+pub async fn put_back(pool: &PgPool, claim: &Claim, seconds: f64) -> sqlx::Result<bool> {
+    sqlx::query(
+        "UPDATE jobs SET state = 'waiting', attempts = attempts - 1, run_at = now() + make_interval(secs => $3),
+             lease_until = NULL
+         WHERE id = $1 AND fence = $2 AND state = 'running'",
+    )
+    .bind(claim.id.0)
+    .bind(claim.fence)
+    .bind(seconds)
+    .execute(pool)
+    .await
+    .map(|done| done.rows_affected() == 1)
+}
+
 /// Ends a job that cannot succeed, in the transaction that cleans up after it.
 pub async fn fail(connection: &mut PgConnection, claim: &Claim, failure: &Failure<'_>) -> sqlx::Result<bool> {
     sqlx::query(

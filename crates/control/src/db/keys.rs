@@ -94,18 +94,6 @@ pub async fn revoke(connection: &mut PgConnection, tenant: TenantId, id: ApiKeyI
     .map(|done| done.rows_affected() == 1)
 }
 
-/// Whether the platform has a key of this scope and name that is not revoked.
-pub async fn has_platform_key(connection: &mut PgConnection, scope: &str, name: &str) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM api_keys
-         WHERE tenant_id IS NULL AND scope = $1 AND name = $2 AND revoked_at IS NULL)",
-    )
-    .bind(scope)
-    .bind(name)
-    .fetch_one(connection)
-    .await
-}
-
 /// Revokes the platform's keys of this scope and name.
 pub async fn revoke_platform_keys(
     connection: &mut PgConnection,

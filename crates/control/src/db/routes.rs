@@ -80,3 +80,12 @@ pub async fn gateways_alive(connection: &mut PgConnection) -> sqlx::Result<i64> 
         .fetch_one(connection)
         .await
 }
+
+/// Removes the gateways of a node.
+pub async fn forget(connection: &mut PgConnection, node: &str) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM gateways WHERE starts_with(name, $1 || '/')")
+        .bind(node)
+        .execute(connection)
+        .await
+        .map(drop)
+}

@@ -195,12 +195,13 @@ pub async fn credentials_of_profile(
     .await
 }
 
-/// Tenants that are to be made and that no unfinished job makes.
+/// Tenants that are to be made and that no unfinished job makes. One that failed is tried again after a minute: what
+/// stood in its way may have been put right.
 pub async fn provisioning_without_job(connection: &mut PgConnection) -> sqlx::Result<Vec<TenantId>> {
     sqlx::query_scalar::<_, Uuid>(
         "SELECT id FROM tenants WHERE state = 'provisioning' AND NOT EXISTS (
              SELECT FROM jobs WHERE jobs.tenant_id = tenants.id AND kind = 'provision'
-             AND jobs.state IN ('waiting', 'running', 'failed'))
+             AND (jobs.state IN ('waiting', 'running') OR jobs.finished_at > now() - interval '1 minute'))
          ORDER BY created_at LIMIT 100",
     )
     .fetch_all(connection)

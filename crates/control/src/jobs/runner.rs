@@ -21,6 +21,10 @@ use crate::work;
 /// Jobs that run at the same time in one process. Short ones (a snapshot) must not wait for long ones (a restore).
 const CONCURRENCY: usize = 6;
 
+/// How long a step may wait for something while it keeps its worker. Then the job is put back: those that wait for an
+/// archive which does not work must not keep the others from running.
+const WAIT_IN_HAND: Duration = Duration::from_secs(3);
+
 /// How often the queue is looked at without having been called. Notifications can be lost with their connection.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -105,7 +109,15 @@ pub(crate) async fn drive<W: Work>(world: &World, claim: &Claim) -> Result<(), E
         None => work.first(),
     };
     let mut attempts = claim.attempts;
-    for place in 0.. {
+    if attempts > claim.max_attempts {
+        let error = StepError::permanent(
+            format!("it was cut off {} times at the same step", claim.max_attempts),
+            "the log of those moments may say what ended the process",
+        );
+        return settle(world, claim, &work, &context, &error, attempts).await;
+    }
+    let (mut place, mut waited) = (0, Duration::ZERO);
+    loop {
         match run_leased(world, claim, &work, &step, &context).await {
             Ok(Then::Next(next)) => {
                 crash(world, W::KIND, place, CrashWhen::BeforeSave);
@@ -115,13 +127,16 @@ pub(crate) async fn drive<W: Work>(world: &World, claim: &Claim) -> Result<(), E
                 crash(world, W::KIND, place, CrashWhen::AfterSave);
                 step = next;
                 attempts = 1;
+                place += 1;
+                waited = Duration::ZERO;
             }
             Ok(Then::Later(wait)) => {
-                // Waiting is no failure, and the claim is kept: what is waited for takes moments.
-                tokio::time::sleep(wait).await;
-                if !jobs::renew(&world.db.platform, claim).await? {
+                if waited > WAIT_IN_HAND {
+                    jobs::put_back(&world.db.platform, claim, 1.0).await?;
                     return Ok(());
                 }
+                tokio::time::sleep(wait).await;
+                waited += wait;
             }
             Ok(Then::Done(result)) => {
                 crash(world, W::KIND, place, CrashWhen::BeforeSave);
@@ -133,7 +148,6 @@ pub(crate) async fn drive<W: Work>(world: &World, claim: &Claim) -> Result<(), E
             Err(error) => return settle(world, claim, &work, &context, &error, attempts).await,
         }
     }
-    Ok(())
 }
 
 /// Runs one step while the lease is renewed. If the lease is lost the step is dropped where it is.

@@ -58,6 +58,8 @@ impl Work for OpenSession {
             return Err(Error::NotFound("such session").into());
         };
         match step {
+            // Closed meanwhile: its role must not come back.
+            _ if session.state != "opening" => Ok(Then::Done(json!({ "session": self.session }))),
             OpenStep::MakeRole => {
                 let names = names(world, self.tenant).await?;
                 let mut admin = world.cluster.connect("postgres").await?;

@@ -10,7 +10,8 @@ use loomworks_core::durable;
 use loomworks_core::ids::{JobId, SnapshotId, TenantId};
 use loomworks_core::lsn::Lsn;
 use loomworks_postgres::cluster::remove_directory;
-use loomworks_postgres::{Cluster, config, copy, databases};
+use loomworks_postgres::{Cluster, config, copy, databases, roles};
+use loomworks_undo::AI_ROLE_PREFIX;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -23,6 +24,9 @@ use crate::db::snapshots::{self, SnapshotType};
 use crate::db::tenants::TenantDatabase;
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
+
+/// How often a side cluster that did not recover is made anew.
+const RECOVERIES_MAX: u8 = 5;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Restore {
@@ -41,9 +45,11 @@ pub enum Step {
     },
     LayOut {
         snapshot: SnapshotId,
+        times: u8,
     },
     Recover {
         snapshot: SnapshotId,
+        times: u8,
     },
     Check {
         snapshot: SnapshotId,
@@ -101,23 +107,30 @@ impl Work for Restore {
             Step::Protect => self.protect(world, context).await,
             &Step::AwaitArchive { snapshot, position } => {
                 Ok(match become_ready(world, snapshot, position).await? {
-                    Some(_) => Then::Next(Step::LayOut { snapshot }),
+                    Some(_) => Then::Next(Step::LayOut { snapshot, times: 1 }),
                     None => Then::Later(ARCHIVE_POLL),
                 })
             }
-            &Step::LayOut { snapshot } => {
+            &Step::LayOut { times, .. } if times > RECOVERIES_MAX => Err(StepError::permanent(
+                format!(
+                    "the side cluster did not recover in {RECOVERIES_MAX} tries; its log ends with: {}",
+                    side.log_end()
+                ),
+                "look at the archive with `loomworks doctor`, or restore to another moment",
+            )),
+            &Step::LayOut { snapshot, times } => {
                 side.remove().await?;
                 world.repository.lay_out(&self.plan.backup, &side.cluster.directory).await?;
-                Ok(Then::Next(Step::Recover { snapshot }))
+                Ok(Then::Next(Step::Recover { snapshot, times }))
             }
-            &Step::Recover { snapshot } => match side.recover(world, &self.plan).await? {
+            &Step::Recover { snapshot, times } => match side.recover(world, &self.plan).await? {
                 Recovered::Yes => Ok(Then::Next(Step::Check { snapshot })),
                 // It runs without fsync: one that was cut off is not trusted, but made anew.
-                Recovered::CutOff => Ok(Then::Next(Step::LayOut { snapshot })),
+                Recovered::CutOff => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
             },
             &Step::Check { snapshot } => match side.cluster.is_running().await? {
                 true => self.check(world, &side).await.map(|()| Then::Next(Step::Dump { snapshot })),
-                false => Ok(Then::Next(Step::LayOut { snapshot })),
+                false => Ok(Then::Next(Step::LayOut { snapshot, times: 1 })),
             },
             &Step::Dump { snapshot } => match side.cluster.is_running().await? {
                 true => {
@@ -125,7 +138,7 @@ impl Work for Restore {
                     copy::dump(&side.cluster, &names.database_name, &side.dump).await?;
                     Ok(Then::Next(Step::Load { snapshot }))
                 }
-                false => Ok(Then::Next(Step::LayOut { snapshot })),
+                false => Ok(Then::Next(Step::LayOut { snapshot, times: 1 })),
             },
             &Step::Load { snapshot } => {
                 let candidate = self.load(world, context.job, &side).await?;
@@ -179,6 +192,13 @@ impl Restore {
             ));
         }
         databases::allow_connections(&mut recovered, vec![names.database_name.clone()]).await?;
+        // Roles of AI sessions that are over exist on the side only. What they own or were granted goes to the owner,
+        // or the copy would not load.
+        let mut inside = side.cluster.connect(&names.database_name).await?;
+        for role in roles::beginning_with(&mut inside, AI_ROLE_PREFIX).await? {
+            roles::disown(&mut inside, &role, &names.owner_role).await?;
+        }
+        drop(inside);
         copy::check(&side.cluster, &names.database_name).await?;
         Ok(())
     }
@@ -243,12 +263,23 @@ impl Side {
             target: &target,
         };
         self.cluster.configure(&settings.render())?;
+        // What `ALTER SYSTEM` set at the source comes with the backup and would win.
+        let overrides = self.cluster.directory.join("postgresql.auto.conf");
+        durable::write(&overrides, b"")
+            .map_err(|error| Error::Internal(format!("empty `{}`: {error}", overrides.display())))?;
         for file in [self.cluster.directory.join("recovery.signal"), self.begun.clone()] {
             durable::write(&file, b"")
                 .map_err(|error| Error::Internal(format!("write `{}`: {error}", file.display())))?;
         }
         self.cluster.start().await?;
         Ok(Recovered::Yes)
+    }
+
+    /// What its server said last.
+    fn log_end(&self) -> String {
+        let log = std::fs::read_to_string(self.cluster.directory.join("start.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(4)..].join("; ")
     }
 
     /// Stops it and removes everything.

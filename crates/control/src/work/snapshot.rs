@@ -61,6 +61,8 @@ impl Work for TakeSnapshot {
 
     async fn run(&self, step: &Step, world: &World, _: &Context) -> Result<Then<Step>, StepError> {
         match step {
+            // A position before the first base backup could never be restored.
+            Step::Mark if world.repository.backups().await?.is_empty() => Ok(Then::Later(ARCHIVE_POLL)),
             Step::Mark => {
                 let position = mark(world, self.tenant, self.snapshot).await?;
                 Ok(Then::Next(Step::AwaitArchive { position }))

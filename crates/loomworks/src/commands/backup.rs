@@ -16,11 +16,11 @@ pub(super) async fn run(client: &Client, command: BackupCommand, json: bool) -> 
                 return if json {
                     output::json(&accepted)
                 } else {
-                    Ok(output::line(format!("job {}", accepted.job)))
+                    output::told(format!("job {}", accepted.job))
                 };
             }
             let job = client.follow(accepted.job).await?;
-            if json { output::json(&job) } else { Ok(output::line("done")) }
+            if json { output::json(&job) } else { output::told("done") }
         }
         BackupCommand::List => {
             let backups: Vec<BackupShown> = client.get("/v1/backups").await?;

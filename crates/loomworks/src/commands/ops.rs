@@ -86,7 +86,7 @@ fn show(detail: &OperationDetail, json: bool) -> Result<(), Failure> {
 }
 
 fn show_plan(plan: &Plan, json: bool) -> Result<(), Failure> {
-    if json { output::json(plan) } else { Ok(output::line(serde_json::to_string_pretty(plan)?)) }
+    if json { output::json(plan) } else { output::told(serde_json::to_string_pretty(plan)?) }
 }
 
 fn show_outcome(outcome: &Outcome, json: bool) -> Result<(), Failure> {

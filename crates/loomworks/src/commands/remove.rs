@@ -1,5 +1,8 @@
 //! `loomworks remove`: stops a cluster that was left running and removes the data directory.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
 use anyhow::Context;
 use loomworks_postgres::cluster::{account_name, remove_directory};
 use loomworks_postgres::installation::Account;
@@ -25,21 +28,27 @@ pub(super) async fn run(settings: &Remove) -> Result<(), Failure> {
     }
     // Held until the end: a platform that is running is not removed under its feet.
     let _ours = crate::serve::DataDirectory::take(data)?;
-    stop_cluster(settings).await?;
+    let sides = std::fs::read_dir(data.join("side"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    for directory in sides.map(|side| side.join("data")).chain([data.join("pg")]) {
+        stop_cluster(directory).await?;
+    }
     Ok(remove_directory(data).await?)
 }
 
-async fn stop_cluster(settings: &Remove) -> Result<(), Failure> {
-    let directory = settings.data.join("pg");
+/// Stops the cluster in a directory, as the user whose it is.
+async fn stop_cluster(directory: PathBuf) -> Result<(), Failure> {
     if !directory.join("PG_VERSION").exists() {
         return Ok(());
     }
-    let owner =
-        std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&directory).context("look at the cluster")?);
+    let metadata = std::fs::metadata(&directory).context("look at the cluster")?;
+    let (uid, gid) = (metadata.uid(), metadata.gid());
     let mut installation = Installation::find(None).await?;
-    if rustix::process::geteuid().is_root() && owner != 0 {
-        installation = installation.as_account(Account { name: account_name(owner), uid: owner, gid: owner });
+    if rustix::process::geteuid().is_root() && uid != 0 {
+        installation = installation.as_account(Account { name: account_name(uid), uid, gid });
     }
-    let cluster = Cluster { installation, socket_directory: settings.data.join("run"), directory, port: 0 };
+    let cluster = Cluster { installation, socket_directory: directory.clone(), directory, port: 0 };
     Ok(cluster.stop().await?)
 }

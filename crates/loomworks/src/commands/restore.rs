@@ -70,7 +70,7 @@ fn show(plan: &PlanShown) -> Result<(), Failure> {
 async fn finish(client: &Client, job: JobId, no_wait: bool, json: bool) -> Result<(), Failure> {
     if no_wait {
         let accepted = Accepted { job };
-        return if json { output::json(&accepted) } else { Ok(output::line(format!("job {job}"))) };
+        return if json { output::json(&accepted) } else { output::told(format!("job {job}")) };
     }
     let job = client.follow(job).await?;
     if json {

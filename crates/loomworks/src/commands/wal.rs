@@ -16,11 +16,10 @@ pub(super) async fn run(command: WalCommand) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         WalCommand::Fetch { repository, name, path } => {
-            let repository = Repository::open(&repository).await.map_err(PushError::from).map_err(failure)?;
-            let found = repository.fetch(&name, &path).await.map_err(PushError::from).map_err(|error| {
-                // Recovery takes a status below 126 for "there is none" and would end too early; an error must stop it.
-                Failure { exit: FETCH_FAILED, ..failure(error) }
-            })?;
+            // Recovery takes a status below 126 for "there is none" and would end too early; an error must stop it.
+            let stop = |error| Failure { exit: FETCH_FAILED, ..failure(PushError::from(error)) };
+            let repository = Repository::open(&repository).await.map_err(stop)?;
+            let found = repository.fetch(&name, &path).await.map_err(stop)?;
             Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }

@@ -5,13 +5,13 @@ use std::net::TcpListener;
 
 use anyhow::Context;
 use loomworks_archive::{ClusterIdentity, Repository};
-use loomworks_control::credentials::MasterKey;
+use loomworks_control::credentials::{MasterKey, write_password_file};
 use loomworks_control::db::{API_ROLE, Db, PLATFORM_ROLE};
 use loomworks_control::keys::KeyRing;
 use loomworks_control::profile::Profile;
 use loomworks_control::work::restore::shell_word;
 use loomworks_control::world::{Parts, World};
-use loomworks_postgres::cluster::ClusterError;
+use loomworks_core::ids::JobId;
 use loomworks_postgres::{Cluster, Installation, config};
 use loomworks_undo::UNDO_ROLE;
 use tracing::info;
@@ -23,6 +23,7 @@ use crate::settings::Serve;
 /// Makes what is missing, starts what is stopped, and gives the world that the roles work on.
 pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<World, Failure> {
     let profiles = profiles(settings)?;
+    check_length(data)?;
     let installation = Installation::find(settings.postgres_bin.as_deref()).await.map_err(|error| {
         Failure::refused(error.to_string()).with_hint("on Debian and Ubuntu: apt-get install postgresql")
     })?;
@@ -44,21 +45,44 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
 
     let db = Db::set_up(&cluster).await?;
     let master_key = MasterKey::load_or_create(&data.path("master.key")).context("read the master key")?;
+    let side_directory = data.directory("side")?;
     let node = data.read_or("node", || format!("node-{}", uuid::Uuid::new_v4().simple()))?;
-    Ok(World::new(Parts {
+    let world = World::new(Parts {
         db,
         cluster,
         repository,
         profiles,
         keys: KeyRing::new(&master_key),
         master_key,
-        side_directory: data.directory("side")?,
+        side_directory,
         apps_directory: data.directory("apps")?,
         program,
         node: node.trim().to_owned(),
         crash_at: settings.crash_at.clone(),
-    }))
+    });
+    // The port may be another one than the last time.
+    for profile in world.profiles.keys() {
+        write_password_file(&world, profile).await?;
+    }
+    Ok(world)
 }
+
+/// A side cluster's socket has the longest path: a directory that is too long for it is refused now, and not when
+/// somebody needs a restore.
+fn check_length(data: &DataDirectory) -> Result<(), Failure> {
+    let longest = data.path("side").join(JobId::random().short()).join(".s.PGSQL.5432");
+    if longest.as_os_str().len() < SOCKET_PATH_BYTES {
+        return Ok(());
+    }
+    let failure = Failure::refused(format!(
+        "`{}` is too long a path for PostgreSQL's sockets",
+        data.path("").display()
+    ));
+    Err(failure.with_hint("choose a shorter --data"))
+}
+
+/// Bytes of a socket's path with the zero at its end (`sun_path`).
+const SOCKET_PATH_BYTES: usize = 108;
 
 fn profiles(settings: &Serve) -> Result<BTreeMap<String, Profile>, Failure> {
     let mut profiles = BTreeMap::new();
@@ -110,13 +134,7 @@ async fn start_cluster(
     };
     cluster.configure(&settings.render())?;
     info!(port = cluster.port, version = cluster.installation.major_version, "starting PostgreSQL");
-    cluster.start().await.map_err(|error| match error {
-        ClusterError::SocketPath(path) => {
-            Failure::refused(format!("`{}` is too long a path for a socket", path.display()))
-                .with_hint("choose a shorter --data")
-        }
-        error => Failure::from(error),
-    })
+    Ok(cluster.start().await?)
 }
 
 /// The cluster's port: chosen once, so that connection strings stay good.

@@ -27,8 +27,8 @@ async fn table(
     Authenticated(caller): Authenticated,
     Query(query): Query<TableQuery>,
 ) -> Result<Response, Problem> {
-    access::gateway(&caller)?;
-    Ok(match control::newer_than(&world, query.newer_than).await? {
+    let gateway = access::gateway(&caller)?;
+    Ok(match control::newer_than(&world, gateway, query.newer_than).await? {
         Some(table) => Json(table).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
@@ -40,7 +40,7 @@ async fn acknowledge(
     Authenticated(caller): Authenticated,
     Body(acknowledgement): Body<Acknowledgement>,
 ) -> Result<StatusCode, Problem> {
-    access::gateway(&caller)?;
-    control::acknowledge(&world, &acknowledgement).await?;
+    let gateway = access::gateway(&caller)?;
+    control::acknowledge(&world, gateway, &acknowledgement).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -50,7 +50,7 @@ pub struct TenantCreated {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Suspend {
-    /// Told to the tenant's visitors.
+    /// Kept with the tenant, for its people and for operators.
     #[serde(default)]
     pub reason: String,
 }
