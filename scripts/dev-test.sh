@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 case ${1:-} in -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 install_missing
 if [ $# -gt 0 ]; then
+    cargo build --quiet --locked --workspace
     exec cargo test --locked --workspace -- "$@"
 fi
 step() {
@@ -23,4 +24,6 @@ RUSTDOCFLAGS='--deny warnings' step cargo doc --quiet --locked --workspace --no-
 if command -v cargo-deny >/dev/null; then
     step cargo deny --log-level error check
 fi
-step cargo test --locked --workspace
+# The sample app too, which the end-to-end tests start beside the program.
+step cargo build --quiet --locked --workspace
+step cargo test --quiet --locked --workspace

@@ -63,6 +63,8 @@ CREATE TABLE jobs (
     state        text NOT NULL DEFAULT 'waiting'
                  CHECK (state IN ('waiting', 'running', 'succeeded', 'failed')),
     run_at       timestamptz NOT NULL DEFAULT now(),
+    -- Steps that are behind it.
+    steps_done   integer NOT NULL DEFAULT 0,
     -- Tries of the present step.
     attempts     integer NOT NULL DEFAULT 0,
     max_attempts integer NOT NULL DEFAULT 20,

@@ -5,6 +5,7 @@
 //! answer: no tenant can learn that another exists.
 
 use loomworks_core::ids::{ApiKeyId, TenantId};
+use loomworks_core::name::Subdomain;
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::db::{self, Db};
@@ -74,9 +75,14 @@ pub async fn tenant(db: &Db, caller: &Caller, name: &str) -> Result<Granted, Err
         Scope::TenantAdmin(own) => (true, Some(own)),
         Scope::Gateway => return Err(Error::Forbidden),
     };
+    // What can be neither is nobody's name, and is not sent to the database.
+    if name.parse::<TenantId>().is_err() && name.parse::<Subdomain>().is_err() {
+        return Err(Error::NotFound("such tenant"));
+    }
     let mut transaction = begin(db, own).await?;
-    let tenant =
-        db::tenants::find_id(&mut transaction.0, name).await?.ok_or(Error::NotFound("such tenant"))?;
+    let tenant = db::tenants::find_id(&mut transaction.0, &name.to_ascii_lowercase())
+        .await?
+        .ok_or(Error::NotFound("such tenant"))?;
     Ok(Granted { tenant, actor: caller.name.clone(), confined })
 }
 

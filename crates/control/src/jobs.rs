@@ -164,7 +164,7 @@ pub async fn wait(world: &World, id: JobId, at_most: Duration) -> Result<db::job
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CrashPoint {
     pub kind: String,
-    pub place: usize,
+    pub place: i32,
     pub when: CrashWhen,
 }
 

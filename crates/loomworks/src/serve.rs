@@ -87,6 +87,11 @@ async fn start_roles(
 ) -> Result<(), Failure> {
     tasks.spawn(supervise::keep_running(world.cluster.clone(), stopped.clone()));
     let api_address = api.local_addr()?;
+    // The gateway first: whoever finds the API answering finds the tenants' addresses answering too.
+    if settings.has(Role::Gateway) {
+        let gateway = gateway(settings, data, world, api_address).await?;
+        tasks.spawn(gateway.serve(wait(stopped.clone())));
+    }
     if settings.has(Role::Api) || settings.has(Role::Gateway) {
         tasks.spawn(serve_api(api, world.clone(), stopped.clone()));
     }
@@ -95,10 +100,6 @@ async fn start_roles(
     }
     let duties = Duties { tenants: settings.has(Role::Worker), backups: settings.has(Role::Archiver) };
     tasks.spawn(reconcile::run(world.clone(), duties, stopped.clone()));
-    if settings.has(Role::Gateway) {
-        let gateway = gateway(settings, data, world, api_address).await?;
-        tasks.spawn(gateway.serve(wait(stopped.clone())));
-    }
     Ok(())
 }
 

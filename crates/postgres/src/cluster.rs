@@ -20,6 +20,9 @@ const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - "/.s.PGSQL.65535".len();
 /// How long a start or a stop may take before it is called failed. Replaying a day's WAL may need it.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
+/// How often a start is tried, half a second apart.
+const START_TRIES: u32 = 10;
+
 /// A cluster and how it is reached.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -97,13 +100,30 @@ impl Cluster {
 
     /// Starts the server and waits until it answers. A server that runs already, because only its caller died, is
     /// taken over as it is.
+    ///
+    /// A server of which only the first process was killed may look alive for a moment, and its other processes keep
+    /// its memory until they notice: so a start that fails is tried again for some seconds.
     pub async fn start(&self) -> Result<(), ClusterError> {
-        if self.is_running().await? {
-            return self.wait_until_ready().await;
-        }
         if self.socket_directory.as_os_str().len() > SOCKET_DIRECTORY_BYTES_MAX {
             return Err(ClusterError::SocketPath(self.socket_directory.clone()));
         }
+        let mut tries = 0;
+        loop {
+            let started = match self.is_running().await? {
+                true => self.wait_until_ready().await,
+                false => self.start_once().await,
+            };
+            tries += 1;
+            match started {
+                Err(ClusterError::NotStarted { .. }) if tries < START_TRIES => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn start_once(&self) -> Result<(), ClusterError> {
         let log = self.start_log();
         let (directory, seconds) = (self.directory.to_string_lossy(), PATIENCE.as_secs().to_string());
         let options = format!("-p {}", self.port);

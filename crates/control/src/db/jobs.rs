@@ -55,6 +55,7 @@ pub struct Claim {
     pub kind: String,
     pub work: Value,
     pub step: Option<Value>,
+    pub steps_done: i32,
     pub attempts: i32,
     pub max_attempts: i32,
     pub fence: i64,
@@ -131,7 +132,7 @@ pub async fn claim(pool: &PgPool, node: &str) -> sqlx::Result<Option<Claim>> {
              SELECT id FROM jobs
              WHERE (state = 'waiting' AND run_at <= now()) OR (state = 'running' AND lease_until < now())
              ORDER BY run_at, created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-         RETURNING id, kind, work, step, attempts, max_attempts, fence, requested_by",
+         RETURNING id, kind, work, step, steps_done, attempts, max_attempts, fence, requested_by",
     )
     .bind(node)
     .bind(LEASE_SECONDS)
@@ -173,7 +174,7 @@ pub struct Saved<'a> {
 /// Saves the next step. `Ok(false)`: the claim is lost and nothing was saved.
 pub async fn save_step(pool: &PgPool, claim: &Claim, saved: &Saved<'_>) -> sqlx::Result<bool> {
     sqlx::query(
-        "UPDATE jobs SET step = $3, percent = $4, progress = $5, attempts = 1, error = NULL, hint = NULL,
+        "UPDATE jobs SET step = $3, steps_done = steps_done + 1, percent = $4, progress = $5, attempts = 1, error = NULL, hint = NULL,
              lease_until = now() + make_interval(secs => $6)
          WHERE id = $1 AND fence = $2 AND state = 'running'",
     )

@@ -116,7 +116,7 @@ pub(crate) async fn drive<W: Work>(world: &World, claim: &Claim) -> Result<(), E
         );
         return settle(world, claim, &work, &context, &error, attempts).await;
     }
-    let (mut place, mut waited) = (0, Duration::ZERO);
+    let (mut place, mut waited) = (claim.steps_done, Duration::ZERO);
     loop {
         match run_leased(world, claim, &work, &step, &context).await {
             Ok(Then::Next(next)) => {
@@ -226,7 +226,7 @@ pub(crate) async fn refuse(world: &World, claim: &Claim) -> Result<(), Error> {
 }
 
 /// Dies here if a test asked for it: no destructor runs, nothing is flushed, as at `kill -9`.
-fn crash(world: &World, kind: &str, place: usize, when: CrashWhen) {
+fn crash(world: &World, kind: &str, place: i32, when: CrashWhen) {
     let here = |point: &CrashPoint| point.kind == kind && point.place == place && point.when == when;
     if world.crash_at.as_ref().is_some_and(here) {
         warn!(kind, place, "dying as asked");
