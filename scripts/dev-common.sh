@@ -44,13 +44,13 @@ install_missing() {
 # PostgreSQL refuses to run as root: for root the platform runs as this user, whom the package has made.
 service_user=postgres
 
-as_service() {
-    if is_root; then
-        setpriv --reuid="$service_user" --regid="$service_user" --clear-groups -- "$@"
-    else
-        "$@"
-    fi
-}
+# What to put before a command so that it runs as that user. Not a function: one that is put into the background would
+# leave a shell between us and the command, and ending the shell would not end the command.
+as_service=()
+# shellcheck disable=SC2034 # the scripts that read this file use it
+if is_root; then
+    as_service=(setpriv "--reuid=$service_user" "--regid=$service_user" --clear-groups --)
+fi
 
 # A directory for each checkout, with a short name (a socket's path has 107 bytes) that the platform's user can reach.
 data_directory() {

@@ -15,4 +15,4 @@ data=${LOOMWORKS_DATA:-$(data_directory)}
 database=${1:-loomworks_mgmt}
 [ $# -eq 0 ] || shift
 cd /
-as_service psql --host "$data/run" --port "$(cat "$data/port")" --username postgres "$database" "$@"
+"${as_service[@]}" psql --host "$data/run" --port "$(cat "$data/port")" --username postgres "$database" "$@"

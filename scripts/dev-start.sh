@@ -49,10 +49,10 @@ if is_root; then
     install -d -m 0755 "$(dirname "$data")"
     install -d -m 0700 -o "$service_user" -g "$service_user" "$data"
 fi
-as_service mkdir -p "$data/bin" "$data/profiles/erp" "$data/log"
+"${as_service[@]}" mkdir -p "$data/bin" "$data/profiles/erp" "$data/log"
 # shellcheck disable=SC2016
 copy() { # FROM TO MODE: through a rename, so that a program which is running can be replaced
-    as_service sh -c 'cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1"' sh "$2" "$3" <"$1"
+    "${as_service[@]}" sh -c 'cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1"' sh "$2" "$3" <"$1"
 }
 copy target/debug/loomworks "$data/bin/loomworks" 755
 copy target/debug/loomworks-example-erp "$data/bin/loomworks-example-erp" 755
@@ -78,7 +78,7 @@ stop() {
 trap stop EXIT
 trap 'say; say "stopping"; exit 0' INT TERM
 
-as_service "$data/bin/loomworks-example-erp" --listen "$app" --passfile "$data/apps/erp/pgpass" \
+"${as_service[@]}" "$data/bin/loomworks-example-erp" --listen "$app" --passfile "$data/apps/erp/pgpass" \
     >>"$data/log/erp.log" 2>&1 &
 pids+=($!)
 first=true
