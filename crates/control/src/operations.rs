@@ -2,9 +2,16 @@
 //!
 //! Applying an undo is one transaction in the tenant's database; it needs no job, because it cannot be half done.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use loomworks_postgres::Cluster;
 use loomworks_undo::{Filter, Mode, Operation, OperationDetail, OperationId, Outcome, Plan, UNDO_ROLE};
 use serde_json::json;
-use sqlx::{ConnectOptions, PgConnection};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgPool, Postgres};
 
 use crate::World;
 use crate::access::Granted;
@@ -54,8 +61,39 @@ pub async fn undo(
 }
 
 /// A connection as the undo engine: no superuser, because it runs what is in the tenant's database.
-async fn connect(world: &World, granted: &Granted) -> Result<PgConnection, Error> {
+async fn connect(world: &World, granted: &Granted) -> Result<PoolConnection<Postgres>, Error> {
     tenants::provisioned(world, granted).await?;
     let names = tenants::names(world, granted).await?;
-    world.cluster.local(UNDO_ROLE, &names.database_name).connect().await.map_err(Error::TenantDatabase)
+    let pool = world.log_connections.of(&world.cluster, &names.database_name);
+    pool.acquire().await.map_err(Error::TenantDatabase)
+}
+
+/// Connections to tenants' logs that were used a moment ago: whoever looks at an operation undoes it next, and a
+/// server process that knows its catalogue does that in half the time.
+#[derive(Default)]
+pub struct LogConnections(Mutex<HashMap<String, PgPool>>);
+
+/// Tenants whose connections are kept.
+const TENANTS_MAX: usize = 64;
+
+impl LogConnections {
+    fn of(&self, cluster: &Cluster, database: &str) -> PgPool {
+        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(database) {
+            return pool.clone();
+        }
+        if pools.len() >= TENANTS_MAX {
+            pools.retain(|_, pool| pool.num_idle() > 0);
+            if pools.len() >= TENANTS_MAX {
+                pools.clear();
+            }
+        }
+        // Those that an exchange has ended are noticed by the test before each use.
+        let pool = PgPoolOptions::new()
+            .max_connections(4)
+            .idle_timeout(Duration::from_secs(30))
+            .connect_lazy_with(cluster.local(UNDO_ROLE, database));
+        pools.insert(database.to_owned(), pool.clone());
+        pool
+    }
 }

@@ -12,6 +12,7 @@ use crate::credentials::MasterKey;
 use crate::db::Db;
 use crate::jobs::CrashPoint;
 use crate::keys::KeyRing;
+use crate::operations::LogConnections;
 use crate::profile::Profile;
 
 /// The platform: its database, the cluster it runs, its repository. Cheap to clone.
@@ -25,6 +26,7 @@ pub struct Parts {
     pub profiles: BTreeMap<String, Profile>,
     pub master_key: MasterKey,
     pub keys: KeyRing,
+    pub log_connections: LogConnections,
     /// Where restores lay out side clusters; next to nothing else.
     pub side_directory: PathBuf,
     /// Where each profile's app finds its credentials.

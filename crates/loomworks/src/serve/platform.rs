@@ -8,6 +8,7 @@ use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::credentials::{MasterKey, write_password_file};
 use loomworks_control::db::{API_ROLE, Db, PLATFORM_ROLE};
 use loomworks_control::keys::KeyRing;
+use loomworks_control::operations::LogConnections;
 use loomworks_control::profile::Profile;
 use loomworks_control::work::restore::shell_word;
 use loomworks_control::world::{Parts, World};
@@ -53,6 +54,7 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         repository,
         profiles,
         keys: KeyRing::new(&master_key),
+        log_connections: LogConnections::default(),
         master_key,
         side_directory,
         apps_directory: data.directory("apps")?,

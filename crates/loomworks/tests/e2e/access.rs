@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::platform::{App, Platform};
 
@@ -237,4 +239,48 @@ async fn bad_input_gets_a_clear_refusal_and_changes_nothing() {
     let hint = platform.try_cli(&["tenant", "create", "Acme"]);
     assert_eq!(hint.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&hint.stderr).contains("hint"), "{hint:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_reaches_no_other_database_and_cannot_harm_its_own_from_outside() {
+    let platform = Platform::start(&App::OneTable);
+    for tenant in ["acme", "globex"] {
+        platform.cli(&["tenant", "create", tenant, "--wait"]);
+    }
+    let opened = platform.cli(&["ai-session", "open", "acme", "--agent", "intruder"]);
+    let options = opened["connection_string"].as_str().expect("a connection string");
+    let options: PgConnectOptions = options.parse().expect("connect options");
+    let options = options.ssl_mode(PgSslMode::Disable);
+    for database in ["globex", "loomworks_mgmt", "postgres", "template1", "template0"] {
+        assert!(options.clone().database(database).connect().await.is_err(), "{database} lets it in");
+    }
+    for role in ["postgres", "loomworks_platform", "loomworks_api", "loomworks_undo"] {
+        assert!(options.clone().username(role).connect().await.is_err(), "it comes in as {role}");
+    }
+    let mut agent = options.connect().await.expect("its own database");
+    let refused = [
+        "DROP DATABASE acme",
+        "ALTER DATABASE acme RENAME TO mine",
+        "ALTER DATABASE acme CONNECTION LIMIT 0",
+        "ALTER DATABASE acme SET search_path = nowhere",
+        "CREATE DATABASE mine",
+        "CREATE ROLE mine",
+        "ALTER ROLE loomworks_undo PASSWORD 'x'",
+        "SET ROLE postgres",
+        "SET SESSION AUTHORIZATION postgres",
+        "SET session_replication_role = replica",
+        "COPY items TO '/tmp/items'",
+        "COPY items FROM PROGRAM 'true'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT pg_switch_wal()",
+        "SELECT * FROM loomworks.operation",
+        "DELETE FROM loomworks.operation",
+    ];
+    for statement in refused {
+        assert!(sqlx::query(statement).execute(&mut agent).await.is_err(), "{statement}");
+    }
+    // Closed, it is out at once, and the string is worth nothing.
+    let session = opened["id"].as_str().expect("an id");
+    platform.cli(&["ai-session", "close", "acme", session]);
+    assert!(sqlx::query("SELECT 1").execute(&mut agent).await.is_err());
 }

@@ -13,7 +13,7 @@ fn the_demo_passes_on_a_new_platform_and_again_after_a_restart() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && report["ok"] == true, "{errors}{report:#}");
         let steps = report["steps"].as_array().expect("steps");
-        assert_eq!(steps.len(), 14, "{report:#}");
+        assert_eq!(steps.len(), 15, "{report:#}");
         for step in steps {
             assert!(
                 step["name"].is_string() && step["ok"] == true && step["milliseconds"].is_u64(),
