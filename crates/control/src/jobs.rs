@@ -27,6 +27,8 @@ pub enum Then<S> {
     Next(S),
     /// What the step waits for is not there yet: look again after this long.
     Later(Duration),
+    /// The same, but somebody is kept waiting meanwhile: the worker stays with it.
+    Shortly(Duration),
     /// The job is done; this is its result.
     Done(Value),
 }

@@ -146,7 +146,7 @@ pub async fn revoke(
 
 /// Makes the platform's key of this scope and name anew: what had it before is refused from now on.
 ///
-/// For the first operator's key and for the gateway of one machine, which read theirs from a file.
+/// For the first operator's key, and for the gateway that runs in the same process.
 pub async fn renew_platform_key(world: &World, scope: &str, name: &str) -> Result<ApiKey, Error> {
     let mut transaction = world.db.platform.begin().await?;
     keys::revoke_platform_keys(&mut transaction, scope, name).await?;

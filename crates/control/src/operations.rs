@@ -92,7 +92,7 @@ impl LogConnections {
         let pool = PgPoolOptions::new()
             .max_connections(4)
             .idle_timeout(Duration::from_secs(30))
-            .connect_lazy_with(cluster.local(UNDO_ROLE, database));
+            .connect_lazy_with(cluster.confined(UNDO_ROLE, database));
         pools.insert(database.to_owned(), pool.clone());
         pool
     }

@@ -21,6 +21,7 @@ pub(crate) async fn dispatch(world: &World, claim: &Claim) -> Result<(), Error> 
         provision::Provision::KIND => Box::pin(drive::<provision::Provision>(world, claim)).await,
         snapshot::TakeSnapshot::KIND => Box::pin(drive::<snapshot::TakeSnapshot>(world, claim)).await,
         restore::Restore::KIND => Box::pin(drive::<restore::Restore>(world, claim)).await,
+        restore::RemoveRemains::KIND => Box::pin(drive::<restore::RemoveRemains>(world, claim)).await,
         exchange::SwapBack::KIND => Box::pin(drive::<exchange::SwapBack>(world, claim)).await,
         backup::TakeBackup::KIND => Box::pin(drive::<backup::TakeBackup>(world, claim)).await,
         ai_session::OpenSession::KIND => Box::pin(drive::<ai_session::OpenSession>(world, claim)).await,

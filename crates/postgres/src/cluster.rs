@@ -191,9 +191,18 @@ impl Cluster {
     }
 
     /// How the superuser connects to `database`.
+    ///
+    /// Names mean what PostgreSQL means by them and nothing else: a function of the same name in a tenant's schema
+    /// would run as superuser.
     #[must_use]
     pub fn admin(&self, database: &str) -> PgConnectOptions {
-        self.local(SUPERUSER, database)
+        self.confined(SUPERUSER, database)
+    }
+
+    /// How a role that may use the socket connects to a tenant's database, where names may have been made to mislead.
+    #[must_use]
+    pub fn confined(&self, role: &str, database: &str) -> PgConnectOptions {
+        self.local(role, database).options([("search_path", "pg_catalog,pg_temp")])
     }
 
     /// How a role that may use the socket connects to `database`.

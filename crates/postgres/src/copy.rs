@@ -20,11 +20,30 @@ pub async fn dump(from: &Cluster, database: &str, directory: &Path) -> Result<()
 }
 
 /// Loads a dump into `database` of `into`, which must be empty. Owners and grants are those of the dump.
-pub async fn load(into: &Cluster, database: &str, directory: &Path) -> Result<(), ClusterError> {
-    let mut arguments = connection_arguments(into, database);
-    arguments.extend(["--format=directory", "--exit-on-error", "--jobs", PROCESSES].map(str::to_owned));
-    arguments.push(directory.to_string_lossy().into_owned());
-    into.installation.run("pg_restore", arguments).await?;
+///
+/// Rows are written as `owner`, because constraints and domains may call functions that somebody in the tenant's
+/// database wrote: as superuser they could do anything. The rows of `trusted_schema`, which only we write to, come as
+/// superuser; `owner` has no right to them.
+pub async fn load(
+    into: &Cluster,
+    database: &str,
+    directory: &Path,
+    owner: &str,
+    trusted_schema: &str,
+) -> Result<(), ClusterError> {
+    let parts: [&[&str]; 4] = [
+        &["--section=pre-data"],
+        &["--section=data", "--exclude-schema", trusted_schema, "--role", owner],
+        &["--section=data", "--schema", trusted_schema],
+        &["--section=post-data"],
+    ];
+    for part in parts {
+        let mut arguments = connection_arguments(into, database);
+        arguments.extend(["--format=directory", "--exit-on-error", "--jobs", PROCESSES].map(str::to_owned));
+        arguments.extend(part.iter().map(|argument| (*argument).to_owned()));
+        arguments.push(directory.to_string_lossy().into_owned());
+        into.installation.run("pg_restore", arguments).await?;
+    }
     Ok(())
 }
 

@@ -13,15 +13,22 @@ use crate::sql::{ident, run};
 ///
 /// `wal_log` writes every page through the WAL: the archive has the whole of it, and no checkpoint is forced.
 pub async fn ensure(connection: &mut PgConnection, database: &str, owner: &str) -> sqlx::Result<()> {
-    let (name, owner) = (ident(database), ident(owner));
+    ensure_closed(connection, database).await?;
+    open_to(connection, database, owner).await
+}
+
+/// Makes an empty database that nobody but superusers may connect to. `Ok` when it is there.
+pub async fn ensure_closed(connection: &mut PgConnection, database: &str) -> sqlx::Result<()> {
+    let name = ident(database);
     if oid(connection, database).await?.is_none() {
         run(connection, format!("CREATE DATABASE {name} TEMPLATE template0 STRATEGY wal_log")).await?;
     }
-    run(
-        connection,
-        format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT ALL ON DATABASE {name} TO {owner}"),
-    )
-    .await
+    run(connection, format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await
+}
+
+/// Lets `owner` and its members connect to a database and make things in it.
+pub async fn open_to(connection: &mut PgConnection, database: &str, owner: &str) -> sqlx::Result<()> {
+    run(connection, format!("GRANT ALL ON DATABASE {} TO {}", ident(database), ident(owner))).await
 }
 
 /// Gives the public schema to `owner` and takes it away from everybody else. To be run in the database itself.

@@ -91,6 +91,11 @@ pub async fn disown(connection: &mut PgConnection, role: &str, heir: &str) -> sq
     Ok(())
 }
 
+/// Gives what the role owns in the connected database to `heir`. Its rights stay.
+pub async fn reassign_owned(connection: &mut PgConnection, role: &str, heir: &str) -> sqlx::Result<()> {
+    run(connection, format!("REASSIGN OWNED BY {} TO {}", ident(role), ident(heir))).await
+}
+
 /// Removes a role that owns nothing any more. `Ok` when there is no such role.
 pub async fn drop_role(connection: &mut PgConnection, role: &str) -> sqlx::Result<()> {
     run(connection, format!("DROP ROLE IF EXISTS {}", ident(role))).await

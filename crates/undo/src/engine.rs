@@ -5,6 +5,8 @@
 //! meanwhile, so the order of tables does not matter, and effects that triggers had are undone by the log and not made
 //! again. A plan is the same work, rolled back.
 
+mod constraints;
+
 use std::collections::BTreeMap;
 
 use sqlx::types::Json;
@@ -15,6 +17,7 @@ use crate::error::UndoError;
 use crate::log;
 use crate::operation::{Conflict, Mode, Operation, OperationId, OperationKind, Outcome, Plan, TablePlan};
 use crate::render::{Statements, id_list};
+use crate::transaction;
 
 /// What an undo would do. Changes nothing.
 pub async fn plan(connection: &mut PgConnection, ids: &[OperationId], mode: Mode) -> Result<Plan, UndoError> {
@@ -28,8 +31,8 @@ pub async fn plan(connection: &mut PgConnection, ids: &[OperationId], mode: Mode
 
 /// Takes operations back as a new operation.
 ///
-/// In the modes `strict` and `cascade` any conflict is an error and nothing is changed; what would break a foreign key
-/// is one in every mode.
+/// In the modes `strict` and `cascade` any conflict is an error and nothing is changed; what would break a foreign key,
+/// or change some keys of a table back and others not, is one in every mode.
 pub async fn undo(
     connection: &mut PgConnection,
     ids: &[OperationId],
@@ -48,17 +51,10 @@ pub async fn undo(
     Ok(Outcome { operation, undone: plan.operations, tables: plan.tables, skipped: plan.conflicts })
 }
 
-/// A transaction in which names mean what they say and values print the same everywhere.
+/// A transaction in which the app's triggers and foreign keys' own are silent.
 async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, UndoError> {
-    let mut transaction = connection.begin().await?;
-    transaction
-        .execute(
-            "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL DateStyle = 'ISO, YMD';
-             SET LOCAL IntervalStyle = 'iso_8601'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex';
-             SET LOCAL TimeZone = 'UTC'; SET LOCAL lc_monetary = 'C'; SET LOCAL row_security = off;
-             SET LOCAL session_replication_role = replica",
-        )
-        .await?;
+    let mut transaction = transaction::begin(connection).await?;
+    transaction.execute("SET LOCAL session_replication_role = replica").await?;
     Ok(transaction)
 }
 
@@ -69,7 +65,7 @@ struct Undo<'a> {
 }
 
 impl Undo<'_> {
-    /// Does everything but commit. The second value: a foreign key would be broken.
+    /// Does everything but commit. The second value: a constraint would be broken, or a row torn.
     async fn carry_out(
         &mut self,
         ids: &[OperationId],
@@ -86,12 +82,13 @@ impl Undo<'_> {
         self.refuse_the_impossible(&operations, &tables, &gone).await?;
         self.plan.operations.clone_from(&ids);
 
-        let operation = self.log(&ids, requested_by).await?;
+        let operation = self.log(&ids, &tables, requested_by).await?;
         let list = id_list(&ids);
+        let mut broken = false;
         for table in &tables {
-            self.take_back(table, &list).await?;
+            broken |= self.take_back(table, &list).await?;
         }
-        let broken = self.check_foreign_keys(&tables).await?;
+        broken |= self.check_constraints(&tables).await?;
         self.record_undone(&operations, operation).await?;
         Ok((operation, broken))
     }
@@ -183,24 +180,32 @@ impl Undo<'_> {
     }
 
     /// Writes the undo down. Its rows are recorded by the same triggers as an agent's.
-    async fn log(&mut self, ids: &[OperationId], requested_by: &str) -> Result<OperationId, UndoError> {
+    async fn log(
+        &mut self,
+        ids: &[OperationId],
+        tables: &[Table],
+        requested_by: &str,
+    ) -> Result<OperationId, UndoError> {
         let raw: Vec<i64> = ids.iter().map(|id| id.0).collect();
         let numbers: Vec<String> = raw.iter().map(ToString::to_string).collect();
         let mode = format!("{:?}", self.mode).to_lowercase();
         let id = sqlx::query_scalar(
-            "INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, undo_of, requested_by)
-             VALUES (pg_current_xact_id(), now(), 'infinity', session_user, 'undo', $1, pg_current_wal_insert_lsn(), $2, $3)
+            "INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, undo_of, requested_by, relations)
+             VALUES (pg_current_xact_id(), now(), 'infinity', session_user, 'undo', $1, pg_current_wal_insert_lsn(), $2, $3, $4)
              RETURNING id",
         )
         .bind(format!("undo {} ({mode})", numbers.join(", ")))
         .bind(&raw)
         .bind(requested_by)
+        .bind(tables.iter().map(|table| table.id).collect::<Vec<_>>())
         .fetch_one(&mut *self.transaction)
         .await?;
         Ok(OperationId(id))
     }
 
-    async fn take_back(&mut self, table: &Table, list: &str) -> Result<(), UndoError> {
+    /// Takes back what was done to one table. Whether a change of a key would be taken back by half.
+    async fn take_back(&mut self, table: &Table, list: &str) -> Result<bool, UndoError> {
+        let conflicts_before = self.plan.conflicts.len();
         let statements = Statements::new(table);
         self.run(statements.make_net(list)).await?;
         self.run(format!("ANALYZE pg_temp.loomworks_net_{}", table.id)).await?;
@@ -212,28 +217,14 @@ impl Undo<'_> {
                 self.run(lock).await?;
             }
             self.run(statements.decide(round, self.mode)).await?;
-            let counts: BTreeMap<String, i64> =
-                sqlx::query_as(AssertSqlSafe(statements.count_actions(round)))
-                    .fetch_all(&mut *self.transaction)
-                    .await?
-                    .into_iter()
-                    .collect();
+            let counts = self.take_back_round(&statements, round).await?;
             let count = |action: &str| counts.get(action).copied().unwrap_or(0).cast_unsigned();
-            if count("conflict") > 0 {
+            if count("conflict") + count("taken") > 0 {
                 let found: Vec<Json<Conflict>> =
                     sqlx::query_scalar(AssertSqlSafe(statements.conflicts(round)))
                         .fetch_all(&mut *self.transaction)
                         .await?;
                 self.plan.conflicts.extend(found.into_iter().map(|conflict| conflict.0));
-            }
-            if count("delete") + count("replace") > 0 {
-                self.run(statements.delete(round)).await?;
-            }
-            if count("restore") > 0 {
-                self.restore(&statements, round).await?;
-            }
-            if count("recreate") + count("replace") > 0 {
-                self.recreate(&statements, table, round).await?;
             }
             done.delete += count("delete");
             done.restore += count("restore") + count("replace");
@@ -241,87 +232,85 @@ impl Undo<'_> {
             done.already += count("already");
         }
         self.plan.tables.push(done);
-        Ok(())
+        if self.plan.conflicts.len() == conflicts_before {
+            return Ok(false);
+        }
+        self.scalar(statements.torn()).await
     }
 
-    async fn restore(&mut self, statements: &Statements<'_>, round: i64) -> Result<(), UndoError> {
+    /// Does what was decided and tells how many rows each action had in the end.
+    async fn take_back_round(
+        &mut self,
+        statements: &Statements<'_>,
+        round: i64,
+    ) -> Result<BTreeMap<String, i64>, UndoError> {
+        let counts = self.count_actions(statements, round).await?;
+        let any = |action: &str| counts.contains_key(action);
+        let mut all_at_once = true;
+        if any("delete") {
+            self.run(statements.delete(round)).await?;
+        }
+        if any("restore") {
+            all_at_once &= self.restore(statements, round).await?;
+        }
+        if any("recreate") || any("replace") {
+            all_at_once &= self.recreate(statements, round).await?;
+        }
+        if all_at_once { Ok(counts) } else { self.count_actions(statements, round).await }
+    }
+
+    async fn count_actions(
+        &mut self,
+        statements: &Statements<'_>,
+        round: i64,
+    ) -> Result<BTreeMap<String, i64>, UndoError> {
+        let counts: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(statements.count_actions(round)))
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        Ok(counts.into_iter().collect())
+    }
+
+    /// Whether all rows were restored at once; otherwise some may have become `taken`.
+    async fn restore(&mut self, statements: &Statements<'_>, round: i64) -> Result<bool, UndoError> {
         let must_replace = match statements.needs_replacing(round) {
             Some(sql) => self.scalar(sql).await?,
             None => false,
         };
-        if !must_replace {
-            let Some(update) = statements.restore(round) else { return Ok(()) };
-            match self.attempt(update).await? {
-                Attempt::Done => return Ok(()),
-                // Rows may have exchanged a unique value, which no order of updates can take back.
-                Attempt::Taken(_) => {}
-            }
+        if !must_replace
+            && let Some(update) = statements.restore(round)
+            && self.attempt(vec![update]).await?
+        {
+            return Ok(true);
         }
-        for statement in statements.restore_by_replacing(round) {
-            self.run(statement).await?;
+        // Rows may have exchanged a unique value, which no order of updates can take back.
+        if self.attempt(statements.restore_by_replacing(round)).await? {
+            return Ok(true);
         }
-        Ok(())
+        self.run(statements.restore_one_by_one(round)).await?;
+        Ok(false)
     }
 
-    /// Inserts rows again. A unique value that somebody has taken is a conflict of all of them: PostgreSQL names one.
-    async fn recreate(
-        &mut self,
-        statements: &Statements<'_>,
-        table: &Table,
-        round: i64,
-    ) -> Result<(), UndoError> {
-        let oldest: Option<i64> = self.scalar(statements.oldest_to_recreate(round)).await?;
-        let insert = statements.recreate(round, oldest.unwrap_or(i64::MAX));
-        if let Attempt::Taken(detail) = self.attempt(insert).await? {
-            self.plan.conflicts.push(Conflict {
-                table: table.name.clone(),
-                key: BTreeMap::new(),
-                reason: format!("a unique value of a row it deleted is in use again: {detail}"),
-                columns: vec![],
-            });
-        }
-        Ok(())
-    }
-
-    /// Foreign keys, which were silent until now, for all rows at once.
-    async fn check_foreign_keys(&mut self, tables: &[Table]) -> Result<bool, UndoError> {
-        let mut broken = false;
-        for key in catalog::foreign_keys(&mut self.transaction, tables).await? {
-            for table in tables {
-                let statements = Statements::new(table);
-                let mut found: Vec<(String, String)> = vec![];
-                if table.oid == key.child_oid {
-                    self.run(statements.lock_parents(&key)).await?;
-                    let missing = self.texts(statements.orphans(&key)).await?;
-                    let reason = |row: &String| {
-                        (key.child.clone(), format!("its parent {row} in {} is missing", key.parent))
-                    };
-                    found.extend(missing.iter().map(reason));
-                }
-                if table.oid == key.parent_oid
-                    && let Some(sql) = statements.abandoned(&key)
-                {
-                    let referring = self.texts(sql).await?;
-                    let reason =
-                        |row: &String| (key.parent.clone(), format!("rows of {} refer to {row}", key.child));
-                    found.extend(referring.iter().map(reason));
-                }
-                broken |= !found.is_empty();
-                self.plan.conflicts.extend(found.into_iter().map(|(table, reason)| Conflict {
-                    table,
-                    key: BTreeMap::from([("constraint".to_owned(), Some(key.name.clone()))]),
-                    reason,
-                    columns: vec![],
-                }));
+    /// Inserts rows again. Whether all were inserted at once; otherwise some may have become `taken`.
+    async fn recreate(&mut self, statements: &Statements<'_>, round: i64) -> Result<bool, UndoError> {
+        let ages: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(statements.ages(round)))
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        let mut all_at_once = true;
+        for age in ages {
+            if !self.attempt(statements.recreate(round, age)).await? {
+                self.run(statements.recreate_one_by_one(round, age)).await?;
+                all_at_once = false;
             }
         }
-        Ok(broken)
+        Ok(all_at_once)
     }
 
     /// Notes what is undone. An undo that is undone puts what it had undone in force again, and so on down.
     async fn record_undone(&mut self, operations: &[Operation], by: OperationId) -> Result<(), UndoError> {
         let ids: Vec<OperationId> = operations.iter().map(|operation| operation.id).collect();
         self.set_undone_by(&ids, Some(by)).await?;
+        self.run(format!("UPDATE loomworks.operation SET until = clock_timestamp() WHERE id = {}", by.0))
+            .await?;
         let mut undone: Vec<Operation> = operations.to_vec();
         let mut in_force = true;
         loop {
@@ -365,26 +354,22 @@ impl Undo<'_> {
         Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *self.transaction).await?)
     }
 
-    /// Runs a statement that may find a unique value taken, and is then as if it had not been run.
-    async fn attempt(&mut self, sql: String) -> Result<Attempt, UndoError> {
+    /// Runs statements. `false`: one found a unique value in use, and it is as if none had been run.
+    async fn attempt(&mut self, statements: Vec<String>) -> Result<bool, UndoError> {
         let mut savepoint = self.transaction.begin().await?;
-        match savepoint.execute(AssertSqlSafe(sql)).await {
-            Ok(_) => {
-                savepoint.commit().await?;
-                Ok(Attempt::Done)
+        for sql in statements {
+            match savepoint.execute(AssertSqlSafe(sql)).await {
+                Ok(_) => {}
+                Err(sqlx::Error::Database(error))
+                    if matches!(error.code().as_deref(), Some("23505" | "23P01")) =>
+                {
+                    savepoint.rollback().await?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(sqlx::Error::Database(error))
-                if matches!(error.code().as_deref(), Some("23505" | "23P01")) =>
-            {
-                savepoint.rollback().await?;
-                Ok(Attempt::Taken(error.message().to_owned()))
-            }
-            Err(error) => Err(error.into()),
         }
+        savepoint.commit().await?;
+        Ok(true)
     }
-}
-
-enum Attempt {
-    Done,
-    Taken(String),
 }

@@ -25,7 +25,7 @@ pub async fn install(admin: &mut PgConnection, owner: &str) -> Result<(), UndoEr
     }
     run(&mut transaction, "SELECT loomworks.enrol_all()".to_owned()).await?;
     transaction.commit().await?;
-    join_owner(admin, owner).await
+    admit(admin, owner).await
 }
 
 /// Brings the log in order after the database was copied by `pg_dump` and `pg_restore`: object ids and column numbers
@@ -36,18 +36,27 @@ pub async fn rehome(admin: &mut PgConnection, owner: &str) -> Result<(), UndoErr
         run(&mut transaction, part.to_owned()).await?;
     }
     transaction.commit().await?;
-    join_owner(admin, owner).await
+    admit(admin, owner).await
 }
 
-/// The undo engine changes the tenant's rows with the rights of their owner.
-async fn join_owner(admin: &mut PgConnection, owner: &str) -> Result<(), UndoError> {
-    let member: bool = sqlx::query_scalar("SELECT pg_has_role($1, $2, 'MEMBER')")
-        .bind(UNDO_ROLE)
-        .bind(owner)
-        .fetch_one(&mut *admin)
-        .await?;
-    if !member {
-        run(admin, format!("GRANT {} TO {}", ident(owner), ident(UNDO_ROLE))).await?;
+/// Lets the undo engine in, and run what the tenant's constraints and defaults call. That it may write is its role's
+/// right everywhere, that it may read is granted with each table's recording.
+async fn admit(admin: &mut PgConnection, owner: &str) -> Result<(), UndoError> {
+    let database: String =
+        sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut *admin).await?;
+    let schemas: Vec<String> = sqlx::query_scalar(
+        "SELECT nspname::text FROM pg_namespace
+         WHERE NOT starts_with(nspname, 'pg_') AND nspname NOT IN ('information_schema', 'loomworks') ORDER BY nspname",
+    )
+    .fetch_all(&mut *admin)
+    .await?;
+    let (database, role, owner) = (ident(&database), ident(UNDO_ROLE), ident(owner));
+    let mut statements = format!(
+        "GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role};
+         ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT EXECUTE ON ROUTINES TO {role};"
+    );
+    for schema in schemas {
+        statements += &format!("GRANT EXECUTE ON ALL ROUTINES IN SCHEMA {} TO {role};", ident(&schema));
     }
-    Ok(())
+    Ok(run(admin, statements).await?)
 }

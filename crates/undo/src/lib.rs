@@ -1,8 +1,8 @@
 //! The operation log in a tenant's database: what AI agents change is recorded, and can be taken back.
 //!
 //! An agent logs in as a role `lwai_…` and works in plain SQL. Triggers that look at `session_user`, which nobody but
-//! a superuser can change, record each row before and after, in the agent's own transaction ([`install`]).
-//! [`undo`] takes operations back as a new operation, so an undo can be undone too.
+//! a superuser can change, record each row before and after, in the agent's own transaction ([`install()`]).
+//! [`undo()`] takes operations back as a new operation, so an undo can be undone too.
 //!
 //! This crate knows neither the management database nor backups. What rows cannot bring back (a dropped table) it
 //! refuses with the position to restore to.
@@ -14,6 +14,7 @@ mod install;
 mod log;
 mod operation;
 mod render;
+mod transaction;
 
 pub use engine::{plan, undo};
 pub use error::UndoError;
@@ -32,3 +33,6 @@ pub const UNDO_ROLE: &str = "loomworks_undo";
 
 /// What the role of an AI session begins with. The triggers' condition compares with it.
 pub const AI_ROLE_PREFIX: &str = "lwai_";
+
+/// Where the log lives in every tenant's database. Nobody but us writes there.
+pub const SCHEMA: &str = "loomworks";

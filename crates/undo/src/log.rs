@@ -13,17 +13,19 @@ use crate::operation::{
     Filter, Operation, OperationDetail, OperationId, OperationKind, RowChange, TableCount,
 };
 use crate::render::{id_list, member};
+use crate::transaction;
 
 /// Operations looked at beyond those that are wanted: a statement that reached no row is in the log, and is not shown.
 const AHEAD: i64 = 50;
 
 /// Operations, newest first.
 pub async fn list(connection: &mut PgConnection, filter: &Filter) -> Result<Vec<Operation>, UndoError> {
+    let mut transaction = transaction::begin(connection).await?;
     let limit = usize::try_from(filter.limit).unwrap_or(0);
     let mut found = Vec::new();
     let mut before = filter.before;
     while found.len() < limit {
-        let page = page(connection, filter.session.as_deref(), before, filter.limit + AHEAD).await?;
+        let page = page(&mut transaction, filter.session.as_deref(), before, filter.limit + AHEAD).await?;
         let Some(last) = page.last() else { break };
         before = Some(last.id);
         found.extend(
@@ -31,6 +33,7 @@ pub async fn list(connection: &mut PgConnection, filter: &Filter) -> Result<Vec<
                 .filter(|operation| operation.kind != OperationKind::Change || !operation.tables.is_empty()),
         );
     }
+    transaction.rollback().await?;
     found.truncate(limit);
     Ok(found)
 }
@@ -100,7 +103,7 @@ async fn counts(
     ids: &[OperationId],
 ) -> Result<BTreeMap<i64, Vec<TableCount>>, UndoError> {
     let list = id_list(ids);
-    let parts: Vec<String> = catalog::row_logs(connection)
+    let parts: Vec<String> = catalog::row_logs(connection, ids)
         .await?
         .iter()
         .map(|(id, name)| {
@@ -133,13 +136,14 @@ pub async fn show(
     id: OperationId,
     rows_max: i64,
 ) -> Result<Option<OperationDetail>, UndoError> {
-    let Some(operation) = get(connection, &[id]).await?.pop() else { return Ok(None) };
+    let mut transaction = transaction::begin(connection).await?;
+    let Some(operation) = get(&mut transaction, &[id]).await?.pop() else { return Ok(None) };
     let list = id_list(&[id]);
     let columns: Vec<(i32, String, Vec<String>, Vec<i32>)> = sqlx::query_as(
         "SELECT r.id, r.name, array_agg(a.name::text ORDER BY a.slot), array_agg(a.slot ORDER BY a.slot)
          FROM loomworks.relation r JOIN loomworks.attribute a ON a.relation_id = r.id GROUP BY r.id, r.name ORDER BY r.id",
     )
-    .fetch_all(&mut *connection)
+    .fetch_all(&mut *transaction)
     .await?;
     let image = |side: char, names: &[String], slots: &[i32]| {
         let pairs = names.iter().zip(slots).map(|(name, slot)| {
@@ -168,12 +172,13 @@ pub async fn show(
             rows_max - i64::try_from(rows.len()).unwrap_or(0),
         );
         let found: Vec<(Option<Json<_>>, Option<Json<_>>)> =
-            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut *transaction).await?;
         rows.extend(found.into_iter().map(|(before, after)| RowChange {
             table: table.clone(),
             before: before.map(|image| image.0),
             after: after.map(|image| image.0),
         }));
     }
+    transaction.rollback().await?;
     Ok(Some(OperationDetail { operation, rows }))
 }

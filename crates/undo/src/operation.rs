@@ -94,7 +94,8 @@ pub enum Mode {
     Skip,
     /// Take later operations of agents that depend on these back too; otherwise strict.
     Cascade,
-    /// Overwrite. Never breaks a foreign key.
+    /// Overwrite. Never breaks a foreign key, and leaves rows for which that is not enough: those deleted since, and
+    /// those of which a unique value is in use in another row.
     Force,
 }
 

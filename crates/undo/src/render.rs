@@ -10,9 +10,14 @@
 //! | yes | yes | updated it | putting back the columns they changed |
 //! | yes | no | deleted it | inserting it, if its key is free |
 
+mod references;
+#[cfg(test)]
+mod tests;
+mod writing;
+
 use loomworks_postgres::sql::{ident, literal};
 
-use crate::catalog::{Column, ForeignKey, Table};
+use crate::catalog::{Column, Table};
 use crate::operation::{Mode, OperationId};
 
 /// Conflicts that are reported a table; more help nobody.
@@ -41,8 +46,11 @@ pub(crate) struct Statements<'a> {
 impl Column {
     /// A logged value in the column's type.
     fn value(&self, alias: &str, side: char) -> String {
-        let raw = format!("{alias}.{side}{}", self.slot);
-        if self.user_type { format!("{raw}::{}", self.type_name) } else { raw }
+        self.cast(&format!("{alias}.{side}{}", self.slot))
+    }
+
+    fn cast(&self, raw: &str) -> String {
+        if self.user_type { format!("({raw})::{}", self.type_name) } else { raw.to_owned() }
     }
 
     fn current(&self) -> String {
@@ -93,8 +101,7 @@ impl<'a> Statements<'a> {
     /// The key of a row of the net: as it is now, or as it was if the operations deleted it.
     fn same_key(&self) -> String {
         let equal = |column: &Column| {
-            let raw = format!("coalesce(x.n{0}, x.o{0})", column.slot);
-            let value = if column.user_type { format!("({raw})::{}", column.type_name) } else { raw };
+            let value = column.cast(&format!("coalesce(x.n{0}, x.o{0})", column.slot));
             format!("{} = {value}", column.current())
         };
         join(self.table.keys().map(equal), " AND ")
@@ -119,7 +126,8 @@ impl<'a> Statements<'a> {
         if !self.table.has_key() {
             return format!(
                 "CREATE TEMPORARY TABLE {net} ON COMMIT DROP AS
-                 SELECT r.seq, 1::int8 AS round, r.kind <> 'I' AS before, r.kind <> 'D' AS after, NULL::text AS action,
+                 SELECT r.seq, dense_rank() OVER (ORDER BY r.at DESC, r.xid DESC) AS round, r.kind <> 'I' AS before,
+                     r.kind <> 'D' AS after, false AS moved, NULL::text AS action, NULL::text AS detail,
                      NULL::tid AS place, {olds}, {news}
                  FROM loomworks.row_{id} r WHERE {member}"
             );
@@ -144,25 +152,30 @@ impl<'a> Statements<'a> {
         format!(
             "CREATE TEMPORARY TABLE {net} ON COMMIT DROP AS
              WITH e AS (
-                 SELECT r.seq, r.kind <> 'I' AS before, r.kind <> 'D' AS after, {olds}, {news}
+                 SELECT r.seq, r.kind <> 'I' AS before, r.kind <> 'D' AS after, false AS moved, {olds}, {news}
                  FROM loomworks.row_{id} r WHERE {member} AND NOT (r.kind = 'U' AND {key_changed})
-                 UNION ALL SELECT r.seq, true, false, {olds}, {no_news}
+                 UNION ALL SELECT r.seq, true, false, true, {olds}, {no_news}
                  FROM loomworks.row_{id} r WHERE {member} AND r.kind = 'U' AND {key_changed}
-                 UNION ALL SELECT r.seq, false, true, {no_olds}, {news}
+                 UNION ALL SELECT r.seq, false, true, true, {no_olds}, {news}
                  FROM loomworks.row_{id} r WHERE {member} AND r.kind = 'U' AND {key_changed}
              ), c AS (
                  SELECT e.*, count(*) OVER k AS entries, row_number() OVER w AS nth,
-                     coalesce(lag(e.after) OVER w = e.before AND (NOT e.before OR {joined_images}), true) AS joined
+                     row_number() OVER w = 1
+                     OR (lag(e.after) OVER w = e.before AND (NOT e.before OR {joined_images})) AS joined
                  FROM e WINDOW k AS (PARTITION BY {entry_key}), w AS (PARTITION BY {entry_key} ORDER BY e.seq, e.after)
-             ), g AS (SELECT c.*, bool_and(c.joined) OVER (PARTITION BY {c_key}) AS contiguous FROM c)
-             SELECT g.seq, 1::int8 AS round, g.before, g.after, NULL::text AS action, NULL::tid AS place, {g_old}, {g_new}
+             ), g AS (
+                 SELECT c.*, bool_and(c.joined) OVER k AS contiguous, bool_or(c.moved) OVER k AS any_moved
+                 FROM c WINDOW k AS (PARTITION BY {c_key})
+             )
+             SELECT g.seq, 1::int8 AS round, g.before, g.after, g.moved, NULL::text AS action, NULL::text AS detail, NULL::tid AS place,
+                 {g_old}, {g_new}
              FROM g WHERE g.entries = 1
              UNION ALL
-             SELECT l.seq, 1, f.before, l.after, NULL, NULL, {first_old}, {last_new}
+             SELECT l.seq, 1, f.before, l.after, l.any_moved, NULL, NULL, NULL, {first_old}, {last_new}
              FROM g l JOIN g f ON f.nth = 1 AND f.contiguous AND {same_key}
              WHERE l.entries > 1 AND l.nth = l.entries AND l.contiguous AND (f.before OR l.after)
              UNION ALL
-             SELECT g.seq, g.entries - g.nth + 1, g.before, g.after, NULL, NULL, {g_old}, {g_new}
+             SELECT g.seq, g.entries - g.nth + 1, g.before, g.after, g.moved, NULL, NULL, NULL, {g_old}, {g_new}
              FROM g WHERE g.entries > 1 AND NOT g.contiguous",
             no_news = nulls('n'),
             no_olds = nulls('o'),
@@ -170,7 +183,7 @@ impl<'a> Statements<'a> {
         )
     }
 
-    /// How many rounds the net has, and whether a column of another type now had values.
+    /// How many rounds the net has.
     pub(crate) fn rounds(&self) -> String {
         format!("SELECT coalesce(max(round), 0) FROM {}", self.net)
     }
@@ -190,7 +203,7 @@ impl<'a> Statements<'a> {
     pub(crate) fn decide(&self, round: i64, mode: Mode) -> String {
         let (net, table) = (&self.net, &self.table.name);
         if !self.table.has_key() {
-            return self.decide_without_key();
+            return self.decide_without_key(round);
         }
         let conflict =
             |action: &str| if mode == Mode::Force { format!("'{action}'") } else { "'conflict'".into() };
@@ -228,7 +241,7 @@ impl<'a> Statements<'a> {
     }
 
     /// Without a key a row is found by all its values; equal rows are as good as one another, and are paired by number.
-    fn decide_without_key(&self) -> String {
+    fn decide_without_key(&self, round: i64) -> String {
         let (net, table) = (&self.net, &self.table.name);
         let now = join(self.table.writable().map(Column::current), ", ");
         let then = join(self.table.writable().map(|column| column.value("x", 'n')), ", ");
@@ -241,7 +254,7 @@ impl<'a> Statements<'a> {
                  SELECT x.net_place, t.place FROM (
                      SELECT x.ctid AS net_place, {then_text} AS image, x.after,
                          row_number() OVER (PARTITION BY x.after, {then_text} ORDER BY x.seq) AS nth
-                     FROM {net} x) x
+                     FROM {net} x WHERE x.round = {round}) x
                  LEFT JOIN (
                      SELECT t.ctid AS place, {now_text} AS image,
                          row_number() OVER (PARTITION BY {now_text} ORDER BY t.ctid) AS nth
@@ -255,6 +268,16 @@ impl<'a> Statements<'a> {
     /// How many rows each action has.
     pub(crate) fn count_actions(&self, round: i64) -> String {
         format!("SELECT action, count(*) FROM {} WHERE round = {round} GROUP BY action", self.net)
+    }
+
+    /// Whether some rows that had changed their key were taken back and others not. The two halves of such a change are
+    /// two rows of the net: one without the other would lose a row, or double it.
+    pub(crate) fn torn(&self) -> String {
+        let left = "action IN ('conflict', 'taken')";
+        format!(
+            "SELECT coalesce(bool_or({left}) AND bool_or(NOT {left} AND action <> 'already'), false) FROM {} WHERE moved",
+            self.net
+        )
     }
 
     /// Tells the conflicts: the key, the reason, the columns with all three values.
@@ -281,95 +304,21 @@ impl<'a> Statements<'a> {
         let on = if self.table.has_key() { self.same_key() } else { "false".into() };
         format!(
             "SELECT jsonb_build_object('table', {name}, 'key', jsonb_build_object({keys}), 'reason', CASE
+                     WHEN x.action = 'taken' THEN 'a unique value it would get back is in use: ' || x.detail
                      WHEN NOT x.before THEN 'the row it inserted was changed since'
                      WHEN NOT x.after THEN 'the key of the row it deleted is in use again'
-                     WHEN t.ctid IS NULL THEN 'the row it changed was deleted since'
+                     WHEN t.ctid IS NULL THEN {gone}
                      ELSE 'the row it changed was changed since' END,
                  'columns', coalesce((SELECT jsonb_agg(c) FROM unnest(ARRAY[{columns}]::jsonb[]) c WHERE c IS NOT NULL), '[]'))
              FROM {net} x LEFT JOIN ONLY {table} t ON {on}
-             WHERE x.round = {round} AND x.action = 'conflict' ORDER BY x.seq LIMIT {CONFLICTS_MAX}",
+             WHERE x.round = {round} AND x.action IN ('conflict', 'taken') ORDER BY x.seq LIMIT {CONFLICTS_MAX}",
             name = literal(&self.table.name),
             keys = join(self.table.keys().map(key), ", "),
-        )
-    }
-
-    /// Deletes what the operations inserted, and what stands in the place of what is to be replaced.
-    pub(crate) fn delete(&self, round: i64) -> String {
-        format!(
-            "DELETE FROM ONLY {} t USING {} x WHERE t.ctid = x.place AND x.round = {round} AND x.action IN ('delete', 'replace')",
-            self.table.name, self.net
-        )
-    }
-
-    /// Puts back the columns the operations changed, and only those.
-    pub(crate) fn restore(&self, round: i64) -> Option<String> {
-        let columns = self.table.writable().filter(|column| !column.key && !column.identity_always);
-        let set = |column: &Column| {
-            let (changed, value, current) = (column.changed(), column.value("x", 'o'), column.current());
-            format!("{} = CASE WHEN {changed} THEN {value} ELSE {current} END", ident(&column.name))
-        };
-        let assignments = join(columns.map(set), ", ");
-        (!assignments.is_empty()).then(|| {
-            format!(
-                "UPDATE ONLY {} t SET {assignments} FROM {} x
-                 WHERE t.ctid = x.place AND x.round = {round} AND x.action = 'restore'",
-                self.table.name, self.net
-            )
-        })
-    }
-
-    /// The same by deleting and inserting, for values that no UPDATE can bring: two rows that exchanged a unique value,
-    /// an identity that is always generated.
-    pub(crate) fn restore_by_replacing(&self, round: i64) -> [String; 3] {
-        let copy = format!("pg_temp.loomworks_merged_{}_{round}", self.table.id);
-        let columns = join(self.table.writable().map(|column| ident(&column.name)), ", ");
-        let merged = |column: &Column| {
-            let (changed, value, current) = (column.changed(), column.value("x", 'o'), column.current());
-            format!("CASE WHEN {changed} THEN {value} ELSE {current} END AS {}", ident(&column.name))
-        };
-        let (table, net) = (&self.table.name, &self.net);
-        let which = format!("t.ctid = x.place AND x.round = {round} AND x.action = 'restore'");
-        [
-            format!(
-                "CREATE TEMPORARY TABLE {copy} ON COMMIT DROP AS
-                 SELECT {} FROM ONLY {table} t JOIN {net} x ON {which}",
-                join(self.table.writable().map(merged), ", ")
-            ),
-            format!("DELETE FROM ONLY {table} t USING {net} x WHERE {which}"),
-            format!("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {copy}"),
-        ]
-    }
-
-    /// Whether an UPDATE cannot restore the round's rows, because an identity that is always generated was changed.
-    pub(crate) fn needs_replacing(&self, round: i64) -> Option<String> {
-        let identities = self.table.columns.iter().filter(|column| column.identity_always && !column.key);
-        let changed: Vec<String> = identities.map(Column::changed).collect();
-        (!changed.is_empty()).then(|| {
-            format!(
-                "SELECT EXISTS (SELECT FROM {} x WHERE x.round = {round} AND x.action = 'restore' AND ({}))",
-                self.net,
-                changed.join(" OR ")
-            )
-        })
-    }
-
-    /// Which columns the rows to be inserted know of. A column that is younger gets its default.
-    pub(crate) fn oldest_to_recreate(&self, round: i64) -> String {
-        format!(
-            "SELECT min(seq) FROM {} WHERE round = {round} AND action IN ('recreate', 'replace')",
-            self.net
-        )
-    }
-
-    /// Inserts what the operations deleted, the same in every column, generated ones computed again.
-    pub(crate) fn recreate(&self, round: i64, oldest: i64) -> String {
-        let columns: Vec<&Column> = self.table.writable().filter(|column| column.since < oldest).collect();
-        let names = join(columns.iter().map(|column| ident(&column.name)), ", ");
-        let values = join(columns.iter().map(|column| column.value("x", 'o')), ", ");
-        format!(
-            "INSERT INTO {} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {} x
-             WHERE x.round = {round} AND x.action IN ('recreate', 'replace')",
-            self.table.name, self.net
+            gone = literal(if self.table.has_key() {
+                "the row it changed was deleted since"
+            } else {
+                "the row it changed was changed or deleted since"
+            }),
         )
     }
 
@@ -380,61 +329,6 @@ impl<'a> Statements<'a> {
             self.table.id,
             member(ids)
         )
-    }
-
-    /// Locks the parents of the rows that were written, so that nobody takes them away before we commit.
-    pub(crate) fn lock_parents(&self, key: &ForeignKey) -> String {
-        let (parents, children) = (key.parent_columns.join(", p."), key.child_columns.join(", t."));
-        format!(
-            "SELECT count(*) FROM (SELECT FROM {} p WHERE (p.{parents}) IN (
-                 SELECT t.{children} FROM ONLY {} t JOIN {} x ON {} WHERE x.action IN ('restore', 'recreate', 'replace'))
-             FOR KEY SHARE OF p) locked",
-            key.parent,
-            self.table.name,
-            self.net,
-            self.written()
-        )
-    }
-
-    /// Rows that were written and whose parent is missing.
-    pub(crate) fn orphans(&self, key: &ForeignKey) -> String {
-        let not_null =
-            join(key.child_columns.iter().map(|column| format!("t.{column} IS NOT NULL")), " AND ");
-        let values = join(key.child_columns.iter().map(|column| format!("t.{column}")), ", ");
-        format!(
-            "SELECT DISTINCT {values_text} FROM ONLY {} t JOIN {} x ON {}
-             WHERE x.action IN ('restore', 'recreate', 'replace') AND {not_null}
-             AND NOT EXISTS (SELECT FROM {} p WHERE {}) LIMIT {CONFLICTS_MAX}",
-            self.table.name,
-            self.net,
-            self.written(),
-            key.parent,
-            key.matches("t", "p"),
-            values_text = format_args!("format('%s', ROW({values}))"),
-        )
-    }
-
-    /// Rows of others that refer to rows which are no more.
-    pub(crate) fn abandoned(&self, key: &ForeignKey) -> Option<String> {
-        let referred: Option<Vec<String>> = key
-            .parent_columns
-            .iter()
-            .map(|name| {
-                let column = self.table.columns.iter().find(|column| ident(&column.name) == *name)?;
-                Some(column.value("x", 'n'))
-            })
-            .collect();
-        let children = join(key.child_columns.iter().map(|column| format!("t.{column}")), ", ");
-        Some(format!(
-            "SELECT DISTINCT format('%s', ROW({children})) FROM {} x JOIN {} t ON ({children}) = ({})
-             WHERE x.after AND x.action IN ('delete', 'restore', 'replace')
-             AND NOT EXISTS (SELECT FROM {} p WHERE {}) LIMIT {CONFLICTS_MAX}",
-            self.net,
-            key.child,
-            referred?.join(", "),
-            key.parent,
-            key.matches("t", "p"),
-        ))
     }
 
     /// How the rows that were written are found again: by their key now, or by all their values.
@@ -470,12 +364,5 @@ impl<'a> Statements<'a> {
                 member(ids)
             )
         })
-    }
-}
-
-impl ForeignKey {
-    fn matches(&self, child: &str, parent: &str) -> String {
-        let pairs = self.parent_columns.iter().zip(&self.child_columns);
-        join(pairs.map(|(p, c)| format!("{parent}.{p} = {child}.{c}")), " AND ")
     }
 }

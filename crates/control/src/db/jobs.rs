@@ -150,6 +150,18 @@ pub async fn abandon_former(pool: &PgPool, node: &str) -> sqlx::Result<u64> {
         .map(|done| done.rows_affected())
 }
 
+/// Gives back what a node's process had claimed, before it ends in good order.
+pub async fn give_back(pool: &PgPool, node: &str) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE jobs SET state = 'waiting', attempts = attempts - 1, fence = fence + 1, lease_until = NULL
+         WHERE state = 'running' AND node = $1",
+    )
+    .bind(node)
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
 /// Keeps a claim. `Ok(false)`: it is lost, somebody else has the job.
 pub async fn renew(pool: &PgPool, claim: &Claim) -> sqlx::Result<bool> {
     sqlx::query(

@@ -10,6 +10,7 @@ use serde_json::Value;
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Context, CrashPoint, CrashWhen, StepError, Then, Work};
@@ -24,6 +25,9 @@ const CONCURRENCY: usize = 6;
 /// How long a step may wait for something while it keeps its worker. Then the job is put back: those that wait for an
 /// archive which does not work must not keep the others from running.
 const WAIT_IN_HAND: Duration = Duration::from_secs(3);
+
+/// How often a lease is renewed: a third of its time.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// How often the queue is looked at without having been called. Notifications can be lost with their connection.
 const POLL: Duration = Duration::from_millis(500);
@@ -50,6 +54,10 @@ pub async fn run(world: World, mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
     workers.abort_all();
     while workers.join_next().await.is_some() {}
+    // Told to stop is not cut off: it does not count as a try, and the next process need not wait for the lease.
+    if let Err(error) = jobs::give_back(&world.db.platform, &world.node).await {
+        warn!(error = chain(&error), "jobs could not be given back; their leases will run out");
+    }
 }
 
 async fn work_until(world: World, stop: watch::Receiver<bool>) {
@@ -116,7 +124,8 @@ pub(crate) async fn drive<W: Work>(world: &World, claim: &Claim) -> Result<(), E
         );
         return settle(world, claim, &work, &context, &error, attempts).await;
     }
-    let (mut place, mut waited) = (claim.steps_done, Duration::ZERO);
+    let mut place = claim.steps_done;
+    let (mut waiting_since, mut renewed) = (None, Instant::now());
     loop {
         match run_leased(world, claim, &work, &step, &context).await {
             Ok(Then::Next(next)) => {
@@ -128,15 +137,22 @@ pub(crate) async fn drive<W: Work>(world: &World, claim: &Claim) -> Result<(), E
                 step = next;
                 attempts = 1;
                 place += 1;
-                waited = Duration::ZERO;
+                waiting_since = None;
+                renewed = Instant::now();
             }
-            Ok(Then::Later(wait)) => {
-                if waited > WAIT_IN_HAND {
+            Ok(waiting @ (Then::Later(wait) | Then::Shortly(wait))) => {
+                let since = *waiting_since.get_or_insert_with(Instant::now);
+                if matches!(waiting, Then::Later(_)) && since.elapsed() > WAIT_IN_HAND {
                     jobs::put_back(&world.db.platform, claim, 1.0).await?;
                     return Ok(());
                 }
                 tokio::time::sleep(wait).await;
-                waited += wait;
+                if renewed.elapsed() > RENEW_EVERY {
+                    if !jobs::renew(&world.db.platform, claim).await? {
+                        return Ok(());
+                    }
+                    renewed = Instant::now();
+                }
             }
             Ok(Then::Done(result)) => {
                 crash(world, W::KIND, place, CrashWhen::BeforeSave);
@@ -161,7 +177,7 @@ async fn run_leased<W: Work>(
     let running = work.run(step, world, context);
     tokio::pin!(running);
     loop {
-        let renewal = tokio::time::sleep(Duration::from_secs_f64(jobs::LEASE_SECONDS / 3.0));
+        let renewal = tokio::time::sleep(RENEW_EVERY);
         tokio::select! {
             result = &mut running => return result,
             () = renewal => {

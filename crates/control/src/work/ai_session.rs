@@ -1,15 +1,22 @@
 //! Opening and closing AI sessions: making the role an agent logs in as, and taking it away.
 
+use std::time::Duration;
+
 use loomworks_core::ids::{SessionId, TenantId};
 use loomworks_postgres::roles::{self, Login, Verifier};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::PgConnection;
 
 use super::provision::names;
 use crate::World;
-use crate::db::sessions;
+use crate::db::sessions::{self, Session};
+use crate::db::snapshots;
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
+
+/// How often it is looked whether the snapshot has its position.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Connections an agent may have at a time.
 const CONNECTION_LIMIT: i32 = 5;
@@ -60,6 +67,8 @@ impl Work for OpenSession {
         match step {
             // Closed meanwhile: its role must not come back.
             _ if session.state != "opening" => Ok(Then::Done(json!({ "session": self.session }))),
+            // First the moment before, then the agent.
+            OpenStep::MakeRole if is_being_marked(&mut mgmt, &session).await? => Ok(Then::Later(POLL)),
             OpenStep::MakeRole => {
                 let names = names(world, self.tenant).await?;
                 let mut admin = world.cluster.connect("postgres").await?;
@@ -80,6 +89,13 @@ impl Work for OpenSession {
             }
         }
     }
+}
+
+/// Whether the position of the session's snapshot is still to be taken.
+async fn is_being_marked(mgmt: &mut PgConnection, session: &Session) -> Result<bool, Error> {
+    let Some(id) = session.snapshot_id else { return Ok(false) };
+    let snapshot = snapshots::get(mgmt, session.tenant_id.into(), id.into()).await?;
+    Ok(snapshot.is_some_and(|snapshot| snapshot.state == "creating" && snapshot.lsn().is_none()))
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 //! ```text
 //! Hold      the gateways let the tenant's new requests wait
 //! Drain     until every gateway says that the ones it had let through have ended
-//! Exchange  both databases change their names in one transaction
+//! Rename    both databases change their names in one transaction
 //! Publish   the requests that wait go on
 //! ```
 //!
@@ -56,7 +56,7 @@ pub enum Exchange {
 /// What follows a step of an exchange.
 pub(crate) enum Turn {
     Next(Exchange),
-    Later(Duration),
+    Shortly(Duration),
     Done(Value),
 }
 
@@ -83,7 +83,7 @@ impl Exchange {
                 let mut mgmt = world.db.platform.acquire().await?;
                 let drained = routes::all_have(&mut mgmt, *generation).await?;
                 if !drained && time::now() < *until {
-                    return Ok(Turn::Later(POLL));
+                    return Ok(Turn::Shortly(POLL));
                 }
                 Ok(Turn::Next(Self::Rename { candidate: candidate.clone(), former: former.clone() }))
             }
@@ -115,7 +115,7 @@ async fn hold(
 
     let mut transaction = world.db.platform.begin().await?;
     if !tenants::hold(&mut transaction, tenant, job).await? {
-        return Ok(Turn::Later(POLL));
+        return Ok(Turn::Shortly(POLL));
     }
     let generation = routes::next_generation(&mut transaction).await?;
     transaction.commit().await?;
@@ -214,7 +214,7 @@ impl Work for SwapBack {
     ) -> Result<Then<Exchange>, StepError> {
         Ok(match step.run(self.tenant, world, context).await? {
             Turn::Next(step) => Then::Next(step),
-            Turn::Later(wait) => Then::Later(wait),
+            Turn::Shortly(wait) => Then::Shortly(wait),
             Turn::Done(result) => Then::Done(result),
         })
     }

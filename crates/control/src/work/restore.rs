@@ -23,7 +23,8 @@ use crate::World;
 use crate::db::snapshots::{self, SnapshotType};
 use crate::db::tenants::TenantDatabase;
 use crate::error::Error;
-use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::jobs::runner::nothing;
+use crate::jobs::{self, Context, Progress, StepError, Then, Work};
 
 /// How often a side cluster that did not recover is made anew.
 const RECOVERIES_MAX: u8 = 5;
@@ -53,9 +54,11 @@ pub enum Step {
     },
     Check {
         snapshot: SnapshotId,
+        times: u8,
     },
     Dump {
         snapshot: SnapshotId,
+        times: u8,
     },
     Load {
         snapshot: SnapshotId,
@@ -124,21 +127,21 @@ impl Work for Restore {
                 Ok(Then::Next(Step::Recover { snapshot, times }))
             }
             &Step::Recover { snapshot, times } => match side.recover(world, &self.plan).await? {
-                Recovered::Yes => Ok(Then::Next(Step::Check { snapshot })),
+                Recovered::Yes => Ok(Then::Next(Step::Check { snapshot, times })),
                 // It runs without fsync: one that was cut off is not trusted, but made anew.
                 Recovered::CutOff => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
             },
-            &Step::Check { snapshot } => match side.cluster.is_running().await? {
-                true => self.check(world, &side).await.map(|()| Then::Next(Step::Dump { snapshot })),
-                false => Ok(Then::Next(Step::LayOut { snapshot, times: 1 })),
+            &Step::Check { snapshot, times } => match side.cluster.is_running().await? {
+                true => self.check(world, &side).await.map(|()| Then::Next(Step::Dump { snapshot, times })),
+                false => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
             },
-            &Step::Dump { snapshot } => match side.cluster.is_running().await? {
+            &Step::Dump { snapshot, times } => match side.cluster.is_running().await? {
                 true => {
                     let names = names(world, self.tenant).await?;
                     copy::dump(&side.cluster, &names.database_name, &side.dump).await?;
                     Ok(Then::Next(Step::Load { snapshot }))
                 }
-                false => Ok(Then::Next(Step::LayOut { snapshot, times: 1 })),
+                false => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
             },
             &Step::Load { snapshot } => {
                 let candidate = self.load(world, context.job, &side).await?;
@@ -148,7 +151,7 @@ impl Work for Restore {
                 let snapshot = *snapshot;
                 Ok(match exchange.run(self.tenant, world, context).await? {
                     Turn::Next(exchange) => Then::Next(Step::Exchange { snapshot, exchange }),
-                    Turn::Later(wait) => Then::Later(wait),
+                    Turn::Shortly(wait) => Then::Shortly(wait),
                     Turn::Done(result) => {
                         let former_database =
                             result["former_database"].as_str().unwrap_or_default().to_owned();
@@ -164,7 +167,9 @@ impl Work for Restore {
     }
 
     async fn give_up(&self, connection: &mut PgConnection, context: &Context) -> Result<(), Error> {
-        exchange::give_up(connection, context).await
+        exchange::give_up(connection, context).await?;
+        let work = RemoveRemains { tenant: self.tenant, restore: context.job };
+        jobs::enqueue(connection, &work, &context.requested_by).await.map(drop)
     }
 }
 
@@ -198,6 +203,8 @@ impl Restore {
         for role in roles::beginning_with(&mut inside, AI_ROLE_PREFIX).await? {
             roles::disown(&mut inside, &role, &names.owner_role).await?;
         }
+        // The copy's rows are written as the owner, so all tables must be the owner's.
+        roles::reassign_owned(&mut inside, &names.app_role, &names.owner_role).await?;
         drop(inside);
         copy::check(&side.cluster, &names.database_name).await?;
         Ok(())
@@ -207,18 +214,66 @@ impl Restore {
     /// that was cut off cannot be gone on with.
     async fn load(&self, world: &World, job: JobId, side: &Side) -> Result<TenantDatabase, StepError> {
         let names = names(world, self.tenant).await?;
-        let name = format!("lwt_{}_new_{}", self.tenant.short(), job.short());
+        let name = candidate_name(self.tenant, job);
         let mut admin = world.cluster.connect("postgres").await?;
         databases::drop_database(&mut admin, &name).await?;
-        databases::ensure(&mut admin, &name, &names.owner_role).await?;
-        copy::load(&world.cluster, &name, &side.dump).await?;
+        // Closed until all that guards a tenant's database is in place in it.
+        databases::ensure_closed(&mut admin, &name).await?;
+        copy::load(&world.cluster, &name, &side.dump, &names.owner_role, loomworks_undo::SCHEMA).await?;
         let mut inside = world.cluster.connect(&name).await?;
         databases::close_public_schema(&mut inside, &names.owner_role).await?;
         loomworks_undo::rehome(&mut inside, &names.owner_role).await.map_err(Error::from)?;
         sqlx::query("ANALYZE").execute(&mut inside).await.map_err(Error::TenantDatabase)?;
+        databases::open_to(&mut admin, &name, &names.owner_role).await?;
         let oid = databases::oid(&mut admin, &name).await?;
         let oid = oid.ok_or_else(|| Error::Internal(format!("database `{name}` is gone")))?;
         Ok(TenantDatabase { oid: i64::from(oid), name })
+    }
+}
+
+/// The name of a restored database until it is exchanged.
+fn candidate_name(tenant: TenantId, job: JobId) -> String {
+    format!("lwt_{}_new_{}", tenant.short(), job.short())
+}
+
+/// Removes what a restore that failed has left: its side cluster, and its database if it was not exchanged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RemoveRemains {
+    pub tenant: TenantId,
+    pub restore: JobId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemoveStep {
+    Remove,
+}
+
+impl Work for RemoveRemains {
+    const KIND: &'static str = "remove_remains";
+    type Step = RemoveStep;
+
+    fn tenant(&self) -> Option<TenantId> {
+        Some(self.tenant)
+    }
+
+    fn dedup_key(&self) -> String {
+        format!("remove_remains {}", self.restore)
+    }
+
+    fn first(&self) -> RemoveStep {
+        RemoveStep::Remove
+    }
+
+    fn progress(_: &RemoveStep) -> Progress {
+        Progress { percent: 0, words: "removing what a failed restore has left" }
+    }
+
+    async fn run(&self, _: &RemoveStep, world: &World, _: &Context) -> Result<Then<RemoveStep>, StepError> {
+        Side::of(world, self.restore).remove().await?;
+        let mut admin = world.cluster.connect("postgres").await?;
+        databases::drop_database(&mut admin, &candidate_name(self.tenant, self.restore)).await?;
+        Ok(Then::Done(nothing()))
     }
 }
 

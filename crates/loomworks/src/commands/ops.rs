@@ -63,6 +63,7 @@ fn list(operations: &[Operation], json: bool) -> Result<(), Failure> {
         [
             operation.id.0.to_string(),
             moment(operation.at),
+            format!("{:?}", operation.kind).to_lowercase(),
             operation.session.clone(),
             operation.undone_by.map_or("-".into(), |by| by.0.to_string()),
             shortened(&counts(operation), 60),
@@ -70,7 +71,7 @@ fn list(operations: &[Operation], json: bool) -> Result<(), Failure> {
         ]
     };
     let rows: Vec<_> = operations.iter().map(row).collect();
-    output::table(["OPERATION", "WHEN", "SESSION", "UNDONE BY", "ROWS", "STATEMENT"], &rows);
+    output::table(["OPERATION", "WHEN", "KIND", "SESSION", "UNDONE BY", "ROWS", "STATEMENT"], &rows);
     Ok(())
 }
 
@@ -94,5 +95,8 @@ fn show_outcome(outcome: &Outcome, json: bool) -> Result<(), Failure> {
         return output::json(outcome);
     }
     output::line(format!("done, as operation {}; undo that one to have it again", outcome.operation.0));
+    for conflict in &outcome.skipped {
+        output::line(format!("left as it is: {}", serde_json::to_string(conflict)?));
+    }
     Ok(())
 }

@@ -72,7 +72,7 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
 /// A side cluster's socket has the longest path: a directory that is too long for it is refused now, and not when
 /// somebody needs a restore.
 fn check_length(data: &DataDirectory) -> Result<(), Failure> {
-    let longest = data.path("side").join(JobId::random().short()).join(".s.PGSQL.5432");
+    let longest = data.path("side").join(JobId::random().short()).join(".s.PGSQL.65535");
     if longest.as_os_str().len() < SOCKET_PATH_BYTES {
         return Ok(());
     }

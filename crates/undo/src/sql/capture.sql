@@ -16,29 +16,42 @@ CREATE OR REPLACE FUNCTION loomworks.stored_value(record text, attname name, typ
         ELSE format('CASE WHEN pg_catalog.num_nonnulls(%1$s.%2$s) OPERATOR(pg_catalog.=) 1 THEN pg_catalog.format(''%%s'', %1$s.%2$s) END',
                     record, '"' || replace(attname, '"', '""') || '"') END;
 
--- One row for each client statement of an AI session that reaches a recorded table.
+-- One row for each client statement of an AI session that reaches a recorded table. A cascade comes here for each row,
+-- so what is there already is found out first.
 CREATE OR REPLACE FUNCTION loomworks.begin_operation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    touched integer[] := ARRAY[TG_ARGV[0]::integer];
 BEGIN
-    INSERT INTO loomworks.operation (xid, at, until, session, statement, lsn)
+    IF EXISTS (SELECT FROM loomworks.operation o WHERE o.xid = pg_current_xact_id() AND o.at = statement_timestamp()
+               AND o.relations @> touched) THEN
+        RETURN NULL;
+    END IF;
+    IF (SELECT relhassubclass FROM pg_class WHERE oid = TG_RELID) THEN
+        WITH RECURSIVE below AS (
+            SELECT inhrelid FROM pg_inherits WHERE inhparent = TG_RELID
+            UNION SELECT i.inhrelid FROM below JOIN pg_inherits i ON i.inhparent = below.inhrelid
+        )
+        SELECT touched || array_agg(r.id) INTO touched FROM below JOIN loomworks.relation r ON r.oid = below.inhrelid;
+    END IF;
+    INSERT INTO loomworks.operation (xid, at, until, session, statement, lsn, relations)
     VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user,
-            left(current_query(), 10000), pg_current_wal_insert_lsn())
-    ON CONFLICT (xid, at) DO NOTHING;
+            left(current_query(), 10000), pg_current_wal_insert_lsn(), touched)
+    ON CONFLICT (xid, at) DO UPDATE SET relations = operation.relations || excluded.relations;
     RETURN NULL;
 END $$;
 ALTER FUNCTION loomworks.begin_operation() OWNER TO loomworks_log;
 REVOKE ALL ON FUNCTION loomworks.begin_operation() FROM PUBLIC;
 
--- A table's triggers as text, to notice that one was changed.
-CREATE OR REPLACE FUNCTION loomworks.fingerprint(relation oid) RETURNS text
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-    RETURN (SELECT string_agg(format('%s %s %s %s %s', tgname, tgfoid::regproc, tgtype, tgenabled, md5(coalesce(tgqual::text, ''))),
-                              ', ' ORDER BY tgname)
-            FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND starts_with(tgname, 'zz_loomworks_'));
+-- The tables' triggers as text, to notice that one was changed.
+CREATE OR REPLACE VIEW loomworks.fingerprint AS
+    SELECT tgrelid AS relation, string_agg(format('%s %s %s %s %s', tgname, tgfoid, tgtype, tgenabled, md5(coalesce(tgqual::text, ''))),
+                                           ', ' ORDER BY tgname) AS now
+    FROM pg_trigger WHERE NOT tgisinternal AND starts_with(tgname, '!loomworks_') GROUP BY tgrelid;
 
 -- Records a table from now on, or brings its recording up to date after the table was changed.
 CREATE OR REPLACE FUNCTION loomworks.enrol(target oid) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
     -- session_user cannot be changed by anybody but a superuser; SET ROLE does not change it. The names compare as
     -- bytes: '`' follows '_'. The undo engine's own changes are recorded as well, so that they can be undone.
@@ -56,6 +69,7 @@ DECLARE
     new_values text := '';
     row_values text := '';
     settings text := '';
+    body text;
 BEGIN
     SELECT relkind = 'r' INTO is_leaf FROM pg_class WHERE oid = target;
     INSERT INTO loomworks.relation (oid, name) VALUES (target, table_name)
@@ -107,27 +121,27 @@ BEGIN
         END IF;
     END LOOP;
 
-    EXECUTE format($f$
-        CREATE OR REPLACE FUNCTION %1$s() RETURNS trigger
-            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp %8$s AS $body$
+    -- Names are the tenant's and may contain anything, the marks of a quotation too: the body is quoted as a value.
+    body := format($f$
         DECLARE
             total bigint;
         BEGIN
             IF TG_OP = 'UPDATE' THEN
-                INSERT INTO %2$s (xid, at, kind%3$s%4$s)
-                VALUES (pg_current_xact_id(), statement_timestamp(), 'U'%5$s%6$s);
+                INSERT INTO %1$s (xid, at, kind%2$s%3$s)
+                VALUES (pg_current_xact_id(), statement_timestamp(), 'U'%4$s%5$s);
             ELSIF TG_OP = 'INSERT' THEN
-                INSERT INTO %2$s (xid, at, kind%4$s) VALUES (pg_current_xact_id(), statement_timestamp(), 'I'%6$s);
+                INSERT INTO %1$s (xid, at, kind%3$s) VALUES (pg_current_xact_id(), statement_timestamp(), 'I'%5$s);
             ELSIF TG_OP = 'DELETE' THEN
-                INSERT INTO %2$s (xid, at, kind%3$s) VALUES (pg_current_xact_id(), statement_timestamp(), 'D'%5$s);
+                INSERT INTO %1$s (xid, at, kind%2$s) VALUES (pg_current_xact_id(), statement_timestamp(), 'D'%4$s);
             ELSE
-                INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn)
+                INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, relations)
                 VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user, 'truncate',
-                        left(current_query(), 10000), pg_current_wal_insert_lsn())
-                ON CONFLICT (xid, at) DO UPDATE SET kind = 'truncate';
+                        left(current_query(), 10000), pg_current_wal_insert_lsn(), ARRAY[%7$s])
+                ON CONFLICT (xid, at) DO UPDATE SET relations = operation.relations || excluded.relations,
+                    kind = CASE operation.kind WHEN 'change' THEN 'truncate' ELSE operation.kind END;
                 EXECUTE format('SELECT count(*) FROM (SELECT FROM ONLY %%s LIMIT 100001) r', TG_RELID::regclass) INTO total;
                 IF total <= 100000 THEN
-                    EXECUTE format(%7$L, TG_RELID::regclass);
+                    EXECUTE format(%6$L, TG_RELID::regclass);
                 ELSE
                     UPDATE loomworks.operation
                     SET note = jsonb_set(note, '{truncated}', coalesce(note -> 'truncated', '[]') || to_jsonb(TG_RELID::regclass::text))
@@ -135,29 +149,36 @@ BEGIN
                 END IF;
             END IF;
             RETURN NULL;
-        END $body$ $f$,
-        function, log, old_columns, new_columns, old_values, new_values,
+        END $f$,
+        log, old_columns, new_columns, old_values, new_values,
         format('INSERT INTO %s (xid, at, kind%s) SELECT pg_current_xact_id(), statement_timestamp(), ''D''%s FROM ONLY %%s r',
                log, old_columns, replace(row_values, '%', '%%')),
-        settings);
+        number);
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s() RETURNS trigger
+                        LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp %s AS %L',
+                   function, settings, body);
     EXECUTE format('ALTER FUNCTION %s() OWNER TO loomworks_log', function);
     EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function);
 
     -- A partitioned table has no rows of its own; its partitions are recorded each.
-    PERFORM loomworks.ensure_trigger(target, 'zz_loomworks_operation', 'AFTER INSERT OR UPDATE OR DELETE', 'STATEMENT',
-                                     agent, 'loomworks.begin_operation');
+    PERFORM loomworks.ensure_trigger(target, '!loomworks_operation', 'AFTER INSERT OR UPDATE OR DELETE', 'STATEMENT',
+                                     agent, 'loomworks.begin_operation', number::text);
     IF is_leaf THEN
-        PERFORM loomworks.ensure_trigger(target, 'zz_loomworks_row', 'AFTER INSERT OR UPDATE OR DELETE', 'ROW',
+        PERFORM loomworks.ensure_trigger(target, '!loomworks_row', 'AFTER INSERT OR UPDATE OR DELETE', 'ROW',
                                          recorded, function);
-        PERFORM loomworks.ensure_trigger(target, 'zz_loomworks_truncate', 'BEFORE TRUNCATE', 'STATEMENT', agent, function);
+        PERFORM loomworks.ensure_trigger(target, '!loomworks_truncate', 'BEFORE TRUNCATE', 'STATEMENT', agent, function);
     END IF;
-    UPDATE loomworks.relation SET fingerprint = loomworks.fingerprint(target) WHERE id = number;
+    UPDATE loomworks.relation SET fingerprint = (SELECT f.now FROM loomworks.fingerprint f WHERE f.relation = target)
+    WHERE id = number;
+    -- What the undo engine reads besides the log; the right to write is its role's everywhere.
+    EXECUTE format('GRANT SELECT ON %s TO loomworks_undo', table_name);
 END $$;
 REVOKE ALL ON FUNCTION loomworks.enrol(oid) FROM PUBLIC;
 
+-- The name makes a trigger the first of a row's: what the app's own triggers then do to the row is logged after it.
 -- ALWAYS: also where replication's role is set, under which ordinary triggers are silent.
 CREATE OR REPLACE FUNCTION loomworks.ensure_trigger(target oid, trigger name, event text, each text, condition text,
-                                                    function text) RETURNS void
+                                                    function text, argument text DEFAULT '') RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_function text;
@@ -168,11 +189,11 @@ BEGIN
         RETURN;
     END IF;
     EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', trigger, target::regclass);
-    EXECUTE format('CREATE TRIGGER %I %s ON %s FOR EACH %s WHEN (%s) EXECUTE FUNCTION %s()', trigger, event, target::regclass,
-                   each, condition, function);
+    EXECUTE format('CREATE TRIGGER %I %s ON %s FOR EACH %s WHEN (%s) EXECUTE FUNCTION %s(%s)', trigger, event,
+                   target::regclass, each, condition, function, argument);
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', target::regclass, trigger);
 END $$;
-REVOKE ALL ON FUNCTION loomworks.ensure_trigger(oid, name, text, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION loomworks.ensure_trigger(oid, name, text, text, text, text, text) FROM PUBLIC;
 
 -- The tables that are to be recorded.
 CREATE OR REPLACE FUNCTION loomworks.recordable() RETURNS SETOF oid

@@ -6,34 +6,47 @@
 -- After any DDL: the triggers are as they were, new and changed tables are recorded, the statement is in the log.
 -- Outside of an event trigger the first query fails, so nobody can write into the log by calling this.
 CREATE OR REPLACE FUNCTION loomworks.after_ddl(tag text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
     tags text[];
+    temporary boolean;
     refused text;
-    changed record;
+    changed text;
     target oid;
     is_agent CONSTANT boolean := session_user >= 'lwai_' AND session_user < 'lwai`';
     -- What would run later in somebody else's session, with his rights.
     is_code CONSTANT text := '^(CREATE|ALTER|DROP) (FUNCTION|PROCEDURE|ROUTINE|AGGREGATE|TRIGGER|RULE|CAST|OPERATOR|OPERATOR CLASS|OPERATOR FAMILY|EVENT TRIGGER|LANGUAGE|EXTENSION|TRANSFORM|CONVERSION|POLICY|FOREIGN DATA WRAPPER|SERVER|USER MAPPING|FOREIGN TABLE|PUBLICATION|SUBSCRIPTION)$';
 BEGIN
     -- The parts of a CREATE SCHEMA come with their own tags.
-    SELECT coalesce(array_agg(DISTINCT command_tag), '{}') || tag INTO tags FROM pg_event_trigger_ddl_commands();
+    SELECT coalesce(array_agg(DISTINCT command_tag), '{}') || tag, bool_and(coalesce(schema_name = 'pg_temp', false))
+    INTO tags, temporary FROM pg_event_trigger_ddl_commands();
     IF is_agent THEN
         SELECT t INTO refused FROM unnest(tags) t WHERE t ~ is_code LIMIT 1;
         IF refused IS NOT NULL THEN
             RAISE EXCEPTION 'loomworks: an AI session may not run %', refused USING ERRCODE = 'LW403',
                 HINT = 'It would run in other people''s sessions. Ask a person to do it.';
         END IF;
-        INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, note)
-        VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user, 'ddl',
-                left(current_query(), 10000), pg_current_wal_insert_lsn(), jsonb_build_object('tag', tag))
-        ON CONFLICT (xid, at) DO UPDATE SET kind = 'ddl', note = operation.note || excluded.note;
+        -- Temporary tables are nobody's but the session's. What is dropped is logged by after_drop().
+        IF NOT coalesce(temporary, starts_with(tag, 'DROP ')) THEN
+            INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, note)
+            VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user, 'ddl',
+                    left(current_query(), 10000), pg_current_wal_insert_lsn(), jsonb_build_object('tag', tag))
+            ON CONFLICT (xid, at) DO UPDATE SET kind = 'ddl', note = operation.note || excluded.note;
+        END IF;
     END IF;
-    SELECT r.name INTO changed FROM loomworks.relation r JOIN pg_class c ON c.oid = r.oid
-    WHERE loomworks.fingerprint(r.oid) IS DISTINCT FROM r.fingerprint LIMIT 1;
+    SELECT r.name INTO changed FROM loomworks.relation r LEFT JOIN loomworks.fingerprint f ON f.relation = r.oid
+    WHERE r.oid IS NOT NULL AND f.now IS DISTINCT FROM r.fingerprint AND EXISTS (SELECT FROM pg_class c WHERE c.oid = r.oid)
+    LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'loomworks: the recording of % cannot be changed', changed.name USING ERRCODE = 'LW001';
+        RAISE EXCEPTION 'loomworks: the recording of % cannot be changed', changed USING ERRCODE = 'LW001';
     END IF;
+    -- A right that was revoked is given again.
+    FOR target IN
+        SELECT r.oid FROM loomworks.relation r JOIN pg_class c ON c.oid = r.oid
+        WHERE NOT has_table_privilege('loomworks_undo', r.oid, 'SELECT')
+    LOOP
+        EXECUTE format('GRANT SELECT ON %s TO loomworks_undo', target::regclass);
+    END LOOP;
     FOR target IN
         SELECT t FROM loomworks.recordable() t LEFT JOIN loomworks.relation r ON r.oid = t
         WHERE r.oid IS NULL OR r.name <> t::regclass::text
@@ -43,32 +56,32 @@ BEGIN
     END LOOP;
 END $$;
 
-CREATE OR REPLACE FUNCTION loomworks.after_drop() RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE OR REPLACE FUNCTION loomworks.after_drop(tag text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
     dropped record;
 BEGIN
     FOR dropped IN SELECT * FROM pg_event_trigger_dropped_objects() LOOP
-        IF dropped.object_type = 'trigger' AND dropped.original AND dropped.address_names[3] LIKE 'zz\_loomworks\_%' THEN
+        IF dropped.object_type = 'trigger' AND dropped.original AND dropped.address_names[3] LIKE '!loomworks\_%' THEN
             RAISE EXCEPTION 'loomworks: the recording of % cannot be changed', dropped.object_identity USING ERRCODE = 'LW001';
         END IF;
-        IF dropped.object_type IN ('table', 'table column', 'schema', 'view', 'materialized view', 'sequence', 'type')
+        IF (dropped.original OR dropped.object_type IN ('table', 'table column', 'view', 'materialized view', 'sequence', 'type'))
            AND NOT dropped.is_temporary AND session_user >= 'lwai_' AND session_user < 'lwai`' THEN
             INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, note)
             VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user, 'ddl',
                     left(current_query(), 10000), pg_current_wal_insert_lsn(),
-                    jsonb_build_object('dropped', jsonb_build_array(dropped.object_identity)))
+                    jsonb_build_object('tag', tag, 'dropped', jsonb_build_array(dropped.object_identity)))
             ON CONFLICT (xid, at) DO UPDATE SET kind = 'ddl',
-                note = jsonb_set(operation.note, '{dropped}',
-                                 coalesce(operation.note -> 'dropped', '[]') || to_jsonb(dropped.object_identity));
+                note = operation.note || jsonb_build_object('tag', tag,
+                    'dropped', coalesce(operation.note -> 'dropped', '[]') || to_jsonb(dropped.object_identity));
         END IF;
         IF dropped.classid = 'pg_class'::regclass AND dropped.objsubid = 0 THEN
             UPDATE loomworks.relation SET oid = NULL, fingerprint = NULL WHERE oid = dropped.objid;
         END IF;
     END LOOP;
 END $$;
-REVOKE ALL ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop() TO PUBLIC;
+REVOKE ALL ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) TO PUBLIC;
 
 -- These run as whoever runs the DDL, and so can tell the superuser (and our own functions) from everybody else. The
 -- undo engine makes nothing but temporary tables.
@@ -87,7 +100,7 @@ BEGIN
     IF session_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         RETURN;
     END IF;
-    PERFORM loomworks.after_drop();
+    PERFORM loomworks.after_drop(tg_tag);
 END $$;
 
 DROP EVENT TRIGGER IF EXISTS loomworks_on_ddl;

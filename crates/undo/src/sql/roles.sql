@@ -10,6 +10,9 @@ BEGIN
     END;
     BEGIN
         CREATE ROLE loomworks_undo LOGIN BYPASSRLS;
+        -- Not a member of the owners: constraints and defaults run the tenant's own functions with this role's rights,
+        -- and an owner's rights reach other databases' settings and grants.
+        GRANT pg_write_all_data TO loomworks_undo;
         -- Silences the app's triggers during an undo; no superuser is needed for that.
         GRANT SET ON PARAMETER session_replication_role TO loomworks_undo;
     EXCEPTION WHEN duplicate_object OR unique_violation THEN

@@ -23,6 +23,8 @@ CREATE TABLE IF NOT EXISTS loomworks.operation (
     statement    text NOT NULL DEFAULT '',
     -- Before it was committed: a restore to here is a restore to just before it.
     lsn          pg_lsn NOT NULL,
+    -- The tables it may have changed rows of: those that its statements named, and their partitions and heirs.
+    relations    integer[] NOT NULL DEFAULT '{}',
     -- What rows cannot bring back: the names of objects that were dropped, of tables that were too large to copy.
     note         jsonb NOT NULL DEFAULT '{}',
     undo_of      bigint[] NOT NULL DEFAULT '{}',
