@@ -34,9 +34,9 @@ impl UndoError {
                     .into(),
             ),
             Self::NotRowByRow { lsn, .. } => {
-                Some(format!("restore the tenant to a moment before it; it began at WAL position {lsn}"))
+                Some(format!("restore the tenant to a moment before it; `loomworks ops show` says when that was (WAL {lsn})"))
             }
-            Self::ColumnChanged { .. } => Some("restore the tenant beside, or change the column back first".into()),
+            Self::ColumnChanged { .. } => Some("change the column's type back first, or restore the tenant to a moment before the operation".into()),
             Self::Database(_) => None,
         }
     }
