@@ -10,6 +10,7 @@ use std::future::Future;
 use std::str::FromStr;
 use std::time::Duration;
 
+use loomworks_archive::RepositoryError;
 use loomworks_core::ids::{JobId, TenantId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,7 +53,13 @@ impl StepError {
 impl<E: Into<Error>> From<E> for StepError {
     fn from(error: E) -> Self {
         let error: Error = error.into();
-        let retry = !matches!(error, Error::CannotRestore(_) | Error::Invalid { .. } | Error::NotFound(_));
+        let retry = !matches!(
+            error,
+            Error::CannotRestore(_)
+                | Error::Invalid { .. }
+                | Error::NotFound(_)
+                | Error::Repository(RepositoryError::Damaged { .. })
+        );
         Self { message: chain(&error), hint: error.hint(), retry }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use loomworks_core::{ExposeSecret, SecretString};
-use loomworks_postgres::cluster::account;
+use loomworks_postgres::cluster::{SUPERUSER, account};
 use loomworks_postgres::{Cluster, Installation, PgConnectOptions, PgConnection, config, databases};
 use sqlx::ConnectOptions;
 use tokio::sync::OnceCell;
@@ -95,10 +95,10 @@ pub struct Database {
 }
 
 impl Database {
-    /// How the superuser connects.
+    /// How the superuser connects, as `psql` would: names are looked for in `public` too.
     #[must_use]
     pub fn admin(&self) -> PgConnectOptions {
-        self.server.cluster.admin(&self.name)
+        self.server.cluster.local(SUPERUSER, &self.name)
     }
 
     /// How one of the platform's own roles connects, on the socket.

@@ -101,6 +101,34 @@ async fn bringing_a_tenant_back_survives_a_crash_at_every_step() {
     assert!(places >= 12, "every step was cut, not only {places}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_backup_is_refused_and_the_tenant_goes_on() {
+    let mut platform = Platform::start(&App::OneTable);
+    platform.cli(&["tenant", "create", "acme", "--wait"]);
+    let snapshot = text(&platform.cli(&["snapshot", "create", "acme"])[0]["id"]);
+    let label = text(&platform.cli(&["backup", "list"])[0]["label"]);
+    let archive = platform.data().join("repository/backups").join(label).join("base.tar.zst");
+    let mut content = std::fs::read(&archive).expect("read the backup");
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    let mut file = std::fs::OpenOptions::new().write(true).open(&archive).expect("open the backup");
+    std::io::Write::write_all(&mut file, &content).expect("damage the backup");
+
+    let run = ["restore", "run", "acme", "--snapshot", &snapshot, "--yes"];
+    let refused = platform.try_cli(&run);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("is damaged") && said.contains("hint"), "{said}");
+    platform.wait_for("what is left to be removed", |platform| {
+        let jobs = platform.cli(&["job", "list"]);
+        let mut jobs = jobs.as_array().expect("jobs").iter();
+        jobs.any(|job| job["kind"] == "remove_remains" && job["state"] == "succeeded")
+    });
+    assert_eq!(std::fs::read_dir(platform.data().join("side")).expect("list it").count(), 0);
+    assert_eq!(items(&platform, "acme").await, (1000, 1000));
+    let routes = std::fs::read_to_string(platform.data().join("routes.json")).expect("the routes");
+    assert!(!routes.contains("held"), "{routes}");
+}
+
 /// A number from a seed, so that a run that failed can be had again: the seed is in the message.
 fn random(seed: &mut u64, below: u64) -> u64 {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
