@@ -62,9 +62,8 @@ pub async fn undo(
 
 /// A connection as the undo engine: no superuser, because it runs what is in the tenant's database.
 async fn connect(world: &World, granted: &Granted) -> Result<PoolConnection<Postgres>, Error> {
-    tenants::provisioned(world, granted).await?;
-    let names = tenants::names(world, granted).await?;
-    let pool = world.log_connections.of(&world.cluster, &names.database_name);
+    let tenant = tenants::provisioned(world, granted).await?;
+    let pool = world.log_connections.of(&world.cluster, &tenant.database_name);
     pool.acquire().await.map_err(Error::TenantDatabase)
 }
 

@@ -24,6 +24,15 @@ pub enum Wanted {
 /// How the moment would be brought back. Changes nothing.
 pub async fn plan(world: &World, granted: &Granted, wanted: Wanted) -> Result<RestorePlan, Error> {
     let tenant = tenants::provisioned(world, granted).await?;
+    plan_for(world, granted, &tenant, wanted).await
+}
+
+async fn plan_for(
+    world: &World,
+    granted: &Granted,
+    tenant: &rows::Tenant,
+    wanted: Wanted,
+) -> Result<RestorePlan, Error> {
     let target = match wanted {
         Wanted::Time(time) if time < tenant.created_at.to_jiff() => {
             let message = format!("tenant `{}` did not exist at {time}", tenant.subdomain);
@@ -55,7 +64,7 @@ pub async fn request(
 ) -> Result<(RestorePlan, JobId), Error> {
     let tenant = tenants::provisioned(world, granted).await?;
     check_confirmation(&tenant, confirm)?;
-    let plan = plan(world, granted, wanted).await?;
+    let plan = plan_for(world, granted, &tenant, wanted).await?;
     let work = Restore { tenant: granted.tenant(), plan: plan.clone() };
     let detail = json!({ "target": plan.target, "base_backup": plan.backup.label });
     let job = enqueue_exchange(world, granted, &work, "tenant.restore_requested", detail).await?;

@@ -7,13 +7,13 @@ use serde_json::json;
 
 use crate::World;
 use crate::access::{Caller, Granted, Operator, listing};
+use crate::audit;
 use crate::credentials::{app_password_purpose, random_password};
 use crate::db::routes;
 use crate::db::tenants::{self, New, Tenant};
 use crate::error::Error;
 use crate::jobs;
 use crate::work::provision::Provision;
-use crate::{audit, db};
 
 /// A tenant that somebody wants, checked.
 #[derive(Clone, Debug)]
@@ -123,10 +123,4 @@ pub(crate) async fn provisioned(world: &World, granted: &Granted) -> Result<Tena
             .with_hint("follow its job with `loomworks job follow`")),
         TenantState::Active | TenantState::Suspended => Ok(tenant),
     }
-}
-
-/// The names of a tenant's database and roles.
-pub(crate) async fn names(world: &World, granted: &Granted) -> Result<db::tenants::Names, Error> {
-    let mut scoped = granted.begin(&world.db).await?;
-    Ok(tenants::names(&mut scoped, granted.tenant()).await?)
 }

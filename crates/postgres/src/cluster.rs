@@ -15,7 +15,7 @@ use crate::installation::{Installation, InstallationError};
 pub const SUPERUSER: &str = "postgres";
 
 /// A path of a Unix socket has 107 bytes (`sun_path`); this is what is left for the directory.
-const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - "/.s.PGSQL.65535".len();
+pub const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - "/.s.PGSQL.65535".len();
 
 /// How long a start or a stop may take before it is called failed. Replaying a day's WAL may need it.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);

@@ -13,6 +13,7 @@ use loomworks_control::profile::Profile;
 use loomworks_control::work::restore::shell_word;
 use loomworks_control::world::{Parts, World};
 use loomworks_core::ids::JobId;
+use loomworks_postgres::cluster::SOCKET_DIRECTORY_BYTES_MAX;
 use loomworks_postgres::{Cluster, Installation, config};
 use loomworks_undo::UNDO_ROLE;
 use tracing::info;
@@ -72,8 +73,8 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
 /// A side cluster's socket has the longest path: a directory that is too long for it is refused now, and not when
 /// somebody needs a restore.
 fn check_length(data: &DataDirectory) -> Result<(), Failure> {
-    let longest = data.path("side").join(JobId::random().short()).join(".s.PGSQL.65535");
-    if longest.as_os_str().len() < SOCKET_PATH_BYTES {
+    let longest = data.path("side").join(JobId::random().short());
+    if longest.as_os_str().len() <= SOCKET_DIRECTORY_BYTES_MAX {
         return Ok(());
     }
     let failure = Failure::refused(format!(
@@ -82,9 +83,6 @@ fn check_length(data: &DataDirectory) -> Result<(), Failure> {
     ));
     Err(failure.with_hint("choose a shorter --data"))
 }
-
-/// Bytes of a socket's path with the zero at its end (`sun_path`).
-const SOCKET_PATH_BYTES: usize = 108;
 
 fn profiles(settings: &Serve) -> Result<BTreeMap<String, Profile>, Failure> {
     let mut profiles = BTreeMap::new();
