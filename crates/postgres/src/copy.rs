@@ -19,6 +19,17 @@ pub async fn dump(from: &Cluster, database: &str, directory: &Path) -> Result<()
     Ok(())
 }
 
+/// Dumps `database` of `from` into one file (made anew) that `pg_restore` reads anywhere.
+pub async fn dump_to_file(from: &Cluster, database: &str, file: &Path) -> Result<(), ClusterError> {
+    let mut arguments = connection_arguments(from, database);
+    // Owners and grants name roles of this cluster; the copy is for whoever has none of them.
+    arguments
+        .extend(["--format=custom", "--compress=0", "--no-owner", "--no-acl", "--file"].map(str::to_owned));
+    arguments.push(file.to_string_lossy().into_owned());
+    from.installation.run("pg_dump", arguments).await?;
+    Ok(())
+}
+
 /// Loads a dump into `database` of `into`, which must be empty. Owners and grants are those of the dump.
 ///
 /// Rows are written as `owner`, because constraints and domains may call functions that somebody in the tenant's

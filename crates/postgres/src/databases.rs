@@ -26,6 +26,75 @@ pub async fn ensure_closed(connection: &mut PgConnection, database: &str) -> sql
     run(connection, format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await
 }
 
+/// Copies a database. Nobody but superusers may connect to the copy until [`admit_everybody_granted`]. `Ok` when it is
+/// there.
+///
+/// Nobody may be connected to the template meanwhile. See [`ensure`] on `wal_log`.
+pub async fn ensure_clone(connection: &mut PgConnection, database: &str, template: &str) -> sqlx::Result<()> {
+    let name = ident(database);
+    if oid(connection, database).await?.is_none() {
+        let template = ident(template);
+        run(
+            connection,
+            format!("CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log CONNECTION LIMIT 0"),
+        )
+        .await?;
+    }
+    run(connection, format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await
+}
+
+/// Ends what [`ensure_clone`] began: who was granted the right may connect.
+pub async fn admit_everybody_granted(connection: &mut PgConnection, database: &str) -> sqlx::Result<()> {
+    run(connection, format!("ALTER DATABASE {} CONNECTION LIMIT -1", ident(database))).await
+}
+
+/// Makes a database one that is copied and not worked in: nobody can connect, superusers neither.
+pub async fn seal(connection: &mut PgConnection, database: &str) -> sqlx::Result<()> {
+    run(connection, format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", ident(database))).await?;
+    end_connections(connection, database).await
+}
+
+/// Gives a database and the role that owns what is in it their new names, and what a new database is granted besides,
+/// in one message, which is one transaction.
+///
+/// Nothing here is slow by nature. What can be is a connection that has just been closed: PostgreSQL then looks again
+/// after a tenth of a second. So nobody may have been in the database a moment ago.
+pub async fn rename_with_owner(
+    connection: &mut PgConnection,
+    database: &Rename<'_>,
+    owner: &Rename<'_>,
+) -> sqlx::Result<()> {
+    let (name, role) = (ident(database.to), ident(owner.to));
+    run(
+        connection,
+        format!(
+            "ALTER DATABASE {} RENAME TO {name}; ALTER ROLE {} RENAME TO {role}; \
+             GRANT ALL ON DATABASE {name} TO {role}; ALTER DATABASE {name} CONNECTION LIMIT -1",
+            ident(database.from),
+            ident(owner.from)
+        ),
+    )
+    .await
+}
+
+/// The databases whose names begin so.
+pub async fn beginning_with(connection: &mut PgConnection, prefix: &str) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar(
+        "SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1) ORDER BY 1",
+    )
+    .bind(prefix)
+    .fetch_all(connection)
+    .await
+}
+
+/// The sizes on disk of many databases at once, in bytes. Those that do not exist are left out.
+pub async fn sizes(connection: &mut PgConnection, oids: &[i64]) -> sqlx::Result<Vec<(i64, i64)>> {
+    sqlx::query_as("SELECT oid::int8, pg_database_size(oid) FROM pg_database WHERE oid::int8 = ANY($1)")
+        .bind(oids)
+        .fetch_all(connection)
+        .await
+}
+
 /// Lets `owner` and its members connect to a database and make things in it.
 pub async fn open_to(connection: &mut PgConnection, database: &str, owner: &str) -> sqlx::Result<()> {
     run(connection, format!("GRANT ALL ON DATABASE {} TO {}", ident(database), ident(owner))).await

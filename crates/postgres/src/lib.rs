@@ -5,10 +5,12 @@
 //! nowhere else, so that identifiers are quoted in one place ([`sql`]).
 
 pub mod backup;
+pub mod closing;
 pub mod cluster;
 pub mod config;
 pub mod copy;
 pub mod databases;
+pub mod handover;
 pub mod installation;
 pub mod roles;
 pub mod sql;

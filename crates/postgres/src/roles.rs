@@ -82,6 +82,72 @@ pub async fn lock_out(connection: &mut PgConnection, role: &str) -> sqlx::Result
         .map(drop)
 }
 
+/// Ends a role's right to log in. Sessions that it has go on. `Ok` when there is no such role.
+pub async fn refuse_login(connection: &mut PgConnection, role: &str) -> sqlx::Result<()> {
+    if exists(connection, role).await? {
+        run(connection, format!("ALTER ROLE {} NOLOGIN", ident(role))).await?;
+    }
+    Ok(())
+}
+
+/// Ends the sessions of a role that do nothing at the moment, and tells how many others there are.
+pub async fn end_idle_sessions(connection: &mut PgConnection, role: &str) -> sqlx::Result<i64> {
+    // A session that took up work between the look and the signal is ended with it: pools look before they use one.
+    sqlx::query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1 AND state = 'idle'",
+    )
+    .bind(role)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state <> 'idle'")
+        .bind(role)
+        .fetch_one(connection)
+        .await
+}
+
+/// Takes a role's password away. `Ok` when there is no such role.
+pub async fn forget_password(connection: &mut PgConnection, role: &str) -> sqlx::Result<()> {
+    if exists(connection, role).await? {
+        run(connection, format!("ALTER ROLE {} PASSWORD NULL", ident(role))).await?;
+    }
+    Ok(())
+}
+
+/// Sets a role as another one is set (`ALTER ROLE … SET`), everywhere and in single databases, and gives it the same
+/// limit of connections.
+pub async fn copy_settings(connection: &mut PgConnection, from: &str, to: &str) -> sqlx::Result<()> {
+    let limit: Option<i32> = sqlx::query_scalar("SELECT rolconnlimit FROM pg_roles WHERE rolname = $1")
+        .bind(from)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let settings: Vec<(Option<String>, String)> = sqlx::query_as(
+        "SELECT datname::text, setting FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
+         LEFT JOIN pg_database d ON d.oid = s.setdatabase, unnest(setconfig) AS setting WHERE rolname = $1",
+    )
+    .bind(from)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut statements = format!("ALTER ROLE {} CONNECTION LIMIT {};", ident(to), limit.unwrap_or(-1));
+    for (database, setting) in settings {
+        let Some((name, value)) = setting.split_once('=') else { continue };
+        let place = database.map(|name| format!(" IN DATABASE {}", ident(&name))).unwrap_or_default();
+        // Lists are kept as they were written, already quoted.
+        let value = if LISTS.contains(&name) { value.to_owned() } else { literal(value) };
+        statements += &format!("ALTER ROLE {}{place} SET {} = {value};", ident(to), ident(name));
+    }
+    run(connection, statements).await
+}
+
+/// Settings whose value is a list of names. Source: PostgreSQL `src/backend/utils/misc/guc_tables.c`, `GUC_LIST_QUOTE`.
+const LISTS: [&str; 6] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
 /// Gives what the role owns in the connected database to `heir`, and takes its rights there away.
 pub async fn disown(connection: &mut PgConnection, role: &str, heir: &str) -> sqlx::Result<()> {
     if exists(connection, role).await? {
