@@ -10,6 +10,7 @@ const ROLES: &str = include_str!("sql/roles.sql");
 const SCHEMA: &str = include_str!("sql/schema.sql");
 const CAPTURE: &str = include_str!("sql/capture.sql");
 const GUARD: &str = include_str!("sql/guard.sql");
+const QUOTA: &str = include_str!("sql/quota.sql");
 const REHOME: &str = include_str!("sql/rehome.sql");
 
 /// Installs the log, or brings it up to date, and records every table from now on. `owner` is the role that owns the
@@ -20,7 +21,7 @@ const REHOME: &str = include_str!("sql/rehome.sql");
 pub async fn install(admin: &mut PgConnection, owner: &str) -> Result<(), UndoError> {
     run(admin, ROLES.to_owned()).await?;
     let mut transaction = admin.begin().await?;
-    for part in [SCHEMA, CAPTURE, GUARD] {
+    for part in [SCHEMA, CAPTURE, GUARD, QUOTA] {
         run(&mut transaction, part.to_owned()).await?;
     }
     run(&mut transaction, "SELECT loomworks.enrol_all()".to_owned()).await?;
@@ -28,11 +29,18 @@ pub async fn install(admin: &mut PgConnection, owner: &str) -> Result<(), UndoEr
     admit(admin, owner).await
 }
 
+/// All that [`install`] puts into a database, to notice that a newer program puts in something else.
+#[must_use]
+pub fn parts() -> [&'static str; 5] {
+    [ROLES, SCHEMA, CAPTURE, GUARD, QUOTA]
+}
+
 /// Brings the log in order after the database was copied by `pg_dump` and `pg_restore`: object ids and column numbers
 /// are others in the copy.
 pub async fn rehome(admin: &mut PgConnection, owner: &str) -> Result<(), UndoError> {
+    run(admin, ROLES.to_owned()).await?;
     let mut transaction = admin.begin().await?;
-    for part in [SCHEMA, CAPTURE, GUARD, REHOME] {
+    for part in [SCHEMA, CAPTURE, GUARD, QUOTA, REHOME] {
         run(&mut transaction, part.to_owned()).await?;
     }
     transaction.commit().await?;
@@ -41,7 +49,9 @@ pub async fn rehome(admin: &mut PgConnection, owner: &str) -> Result<(), UndoErr
 
 /// Lets the undo engine in, and run what the tenant's constraints and defaults call. That it may write is its role's
 /// right everywhere, that it may read is granted with each table's recording.
-async fn admit(admin: &mut PgConnection, owner: &str) -> Result<(), UndoError> {
+///
+/// A database that was copied from one in which the log is installed needs this alone.
+pub async fn admit(admin: &mut PgConnection, owner: &str) -> Result<(), UndoError> {
     let database: String =
         sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut *admin).await?;
     let schemas: Vec<String> = sqlx::query_scalar(

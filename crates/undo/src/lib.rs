@@ -13,17 +13,19 @@ mod error;
 mod install;
 mod log;
 mod operation;
+mod quota;
 mod render;
 mod transaction;
 
 pub use engine::{plan, undo};
 pub use error::UndoError;
-pub use install::{install, rehome};
+pub use install::{admit, install, parts, rehome};
 pub use log::{list, show};
 pub use operation::{
     Conflict, ConflictColumn, Filter, Mode, Operation, OperationDetail, OperationId, OperationKind, Outcome,
     Plan, RowChange, TableCount, TablePlan,
 };
+pub use quota::{Limits, Usage, Users, block, set_limits, unblock, usage};
 
 /// Owns the log in every tenant's database. Nobody logs in as it.
 pub const LOG_ROLE: &str = "loomworks_log";

@@ -168,6 +168,7 @@ BEGIN
                                          recorded, function);
         PERFORM loomworks.ensure_trigger(target, '!loomworks_truncate', 'BEFORE TRUNCATE', 'STATEMENT', agent, function);
     END IF;
+    PERFORM loomworks.watch_users(target);
     UPDATE loomworks.relation SET fingerprint = (SELECT f.now FROM loomworks.fingerprint f WHERE f.relation = target)
     WHERE id = number;
     -- What the undo engine reads besides the log; the right to write is its role's everywhere.

@@ -9,6 +9,7 @@ mod foreign_keys;
 mod log;
 mod merging;
 mod performance;
+mod quota;
 mod random;
 mod statements;
 mod tables;
