@@ -24,6 +24,8 @@ has_postgresql() {
 install_missing() {
     local missing=()
     has_postgresql || missing+=(postgresql)
+    # For tests only.
+    command -v redis-server >/dev/null || missing+=(redis-server)
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     if [ "${#missing[@]}" -gt 0 ]; then
         command -v apt-get >/dev/null ||
@@ -39,6 +41,19 @@ install_missing() {
         has_postgresql || fail "the system's PostgreSQL is older than 15" "see https://www.postgresql.org/download/"
     fi
     command -v cargo >/dev/null || fail "missing: the Rust toolchain" "see https://rustup.rs"
+}
+
+# For what checks the API from outside.
+install_python() {
+    ! python3 -c 'import ensurepip, venv' 2>/dev/null || return 0
+    command -v apt-get >/dev/null || fail "missing: python3 with venv" "install Python 3.10 or later"
+    local apt=(apt-get)
+    if ! is_root; then
+        sudo -n true 2>/dev/null || fail "missing: python3-venv" "run: sudo apt-get install python3-venv"
+        apt=(sudo -n apt-get)
+    fi
+    say "installing python3-venv"
+    DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y -qq --no-install-recommends python3-venv >/dev/null
 }
 
 # PostgreSQL refuses to run as root: for root the platform runs as this user, whom the package has made.

@@ -7,6 +7,8 @@
 //! ```
 
 mod reaper;
+mod redis;
 mod server;
 
+pub use redis::Redis;
 pub use server::{Database, Server, free_port, installation, server};

@@ -42,7 +42,8 @@ pub async fn installation() -> Installation {
 }
 
 impl Server {
-    async fn start() -> Self {
+    /// One more, for tests that need what is a server's only once to themselves.
+    pub async fn start() -> Self {
         let installation = installation().await;
         // Short: a socket's path has 107 bytes.
         let directory =
