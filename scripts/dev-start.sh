@@ -58,6 +58,7 @@ copy target/debug/loomworks "$data/bin/loomworks" 755
 copy target/debug/loomworks-example-erp "$data/bin/loomworks-example-erp" 755
 copy examples/erp/profile.toml "$data/profiles/erp/profile.toml" 644
 copy examples/erp/init.sql "$data/profiles/erp/init.sql" 644
+copy examples/erp/admin.sql "$data/profiles/erp/admin.sql" 644
 
 # The usual ports, or the next that are free.
 free_port() {
@@ -67,6 +68,7 @@ free_port() {
 }
 api=${LOOMWORKS_API_LISTEN:-127.0.0.1:$(free_port 7070)}
 gateway=${LOOMWORKS_GATEWAY_LISTEN:-127.0.0.1:$(free_port 7080)}
+metrics=${LOOMWORKS_METRICS_LISTEN:-127.0.0.1:$(free_port 7090)}
 app=127.0.0.1:$(free_port 8069)
 
 pids=()
@@ -84,7 +86,7 @@ pids+=($!)
 first=true
 [ ! -e "$data/client.json" ] || first=false
 loomworks=$data/bin/loomworks
-"$loomworks" serve --data "$data" --api-listen "$api" --gateway-listen "$gateway" \
+"$loomworks" serve --data "$data" --api-listen "$api" --gateway-listen "$gateway" --metrics-listen "$metrics" \
     --profile "$data/profiles/erp/profile.toml" --upstream "erp=$app" >"$data/log/serve.out" 2>>"$data/log/loomworks.log" &
 serve=$!
 pids+=("$serve")
@@ -119,6 +121,7 @@ Loomworks runs, all in one process, on a PostgreSQL cluster of its own.
   tenants     http://acme.localhost:$port/
               http://globex.localhost:$port/
   API         http://$api   (document: http://$api/v1/openapi.json)
+  metrics     http://$metrics/metrics
   PostgreSQL  127.0.0.1:$(cat "$data/port")
   data        $data
   log         $data/log/loomworks.log

@@ -27,3 +27,4 @@ fi
 # The sample app too, which the end-to-end tests start beside the program.
 step cargo build --quiet --locked --workspace
 step cargo test --quiet --locked --workspace
+step ./scripts/api-check.sh 60

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::World;
 use crate::access::Operator;
 use crate::error::Error;
+use crate::page::{Asked, Page};
 use crate::work::backup::TakeBackup;
 use crate::{audit, jobs};
 
@@ -19,7 +20,15 @@ pub async fn run(world: &World, operator: &Operator) -> Result<JobId, Error> {
     Ok(job)
 }
 
-/// The backups in the repository, oldest first.
-pub async fn list(world: &World, _: &Operator) -> Result<Vec<Backup>, Error> {
-    Ok(world.repository.backups().await?)
+/// The backups in the repository, oldest first. A page begins after a backup's label.
+pub async fn list(world: &World, _: &Operator, asked: &Asked<String>) -> Result<Page<Backup>, Error> {
+    let all = world.repository.backups().await?;
+    let begin = match &asked.after {
+        Some(label) => {
+            all.iter().position(|backup| backup.label == *label).map_or(all.len(), |place| place + 1)
+        }
+        None => 0,
+    };
+    let rows = usize::try_from(asked.rows()).unwrap_or(usize::MAX);
+    Ok(asked.page(all.into_iter().skip(begin).take(rows).collect(), |backup| backup.label.clone()))
 }

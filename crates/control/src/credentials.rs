@@ -1,86 +1,55 @@
-//! Secrets: made, wrapped before they are stored, and handed to the apps.
+//! Tenants' passwords: made, exchanged for others, and handed to the apps.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use loomworks_core::ids::TenantId;
+use loomworks_core::ids::{JobId, TenantId};
 use loomworks_core::{ExposeSecret, SecretString, durable};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+
+use serde_json::json;
 
 use crate::World;
+use crate::access::Granted;
 use crate::db;
 use crate::error::Error;
+pub use crate::master_key::MasterKey;
+use crate::work::rotate_credentials::RotateCredentials;
+use crate::{audit, jobs, tenants};
 
-const KEY_BYTES: usize = 32;
-
-/// The key that wraps every stored secret. It lives outside the database it protects.
-pub struct MasterKey {
-    aead: LessSafeKey,
-    pepper: [u8; KEY_BYTES],
+/// How tenants' passwords are changed.
+#[derive(Clone, Copy, Debug)]
+pub struct CredentialPolicy {
+    /// How old one may become.
+    pub lifetime: Duration,
+    /// How long the former one works beside the new one.
+    pub overlap: Duration,
 }
 
-impl std::fmt::Debug for MasterKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("MasterKey")
+impl Default for CredentialPolicy {
+    fn default() -> Self {
+        Self { lifetime: Duration::from_secs(90 * 86_400), overlap: Duration::from_secs(300) }
     }
 }
 
-impl MasterKey {
-    /// Reads the key file, or makes one if there is none.
-    pub fn load_or_create(path: &Path) -> std::io::Result<Self> {
-        if !path.exists() {
-            durable::write_if_absent(path, &random::<KEY_BYTES>())?;
-        }
-        let bytes: [u8; KEY_BYTES] = std::fs::read(path)?
-            .try_into()
-            .map_err(|_| std::io::Error::other("a master key has 32 bytes"))?;
-        Ok(Self::from_bytes(bytes))
-    }
+/// Asks for other credentials for a tenant's app.
+pub async fn rotate(world: &World, granted: &Granted) -> Result<JobId, Error> {
+    tenants::provisioned(world, granted).await?;
+    let mut scoped = granted.begin(&world.db).await?;
+    let work = RotateCredentials { tenant: granted.tenant() };
+    let job = jobs::enqueue(&mut scoped, &work, &granted.actor).await?;
+    let action = "credentials.rotation_requested";
+    audit::record(&mut scoped, &granted.actor, action, Some(granted.tenant()), json!({ "job": job })).await?;
+    scoped.commit().await?;
+    Ok(job)
+}
 
-    fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
-        let key = UnboundKey::new(&AES_256_GCM, &bytes).expect("AES-256 takes 32 bytes");
-        // A key of its own for the other purpose, so that neither says anything about the other.
-        let parent = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &bytes);
-        let pepper = ring::hmac::sign(&parent, b"loomworks api key pepper");
-        let pepper = pepper.as_ref().try_into().expect("HMAC-SHA-256 gives 32 bytes");
-        Self { aead: LessSafeKey::new(key), pepper }
-    }
-
-    /// What API keys are looked up with.
-    #[must_use]
-    pub fn pepper(&self) -> &[u8] {
-        &self.pepper
-    }
-
-    /// Encrypts a secret. `what_for` is bound to it: the result opens only for the same purpose.
-    #[must_use]
-    pub fn wrap(&self, secret: &SecretString, what_for: &str) -> Vec<u8> {
-        let nonce = random::<NONCE_LEN>();
-        let mut sealed = secret.expose_secret().as_bytes().to_vec();
-        self.aead
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(what_for.as_bytes()),
-                &mut sealed,
-            )
-            .expect("a short secret can be sealed");
-        [&nonce[..], &sealed].concat()
-    }
-
-    /// Opens what [`Self::wrap`] made for the same purpose.
-    pub fn unwrap(&self, wrapped: &[u8], what_for: &str) -> Result<SecretString, Error> {
-        let refused =
-            || Error::Internal(format!("the secret for {what_for} does not open with this master key"));
-        let (nonce, sealed) = wrapped.split_at_checked(NONCE_LEN).ok_or_else(refused)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| refused())?;
-        let mut sealed = sealed.to_vec();
-        let opened = self
-            .aead
-            .open_in_place(nonce, Aad::from(what_for.as_bytes()), &mut sealed)
-            .map_err(|_| refused())?;
-        String::from_utf8(opened.to_vec()).map(SecretString::from).map_err(|_| refused())
-    }
+/// The two roles that a tenant's app logs in as in turn, of which this is one. The other need not exist.
+#[must_use]
+pub fn app_roles(app_role: &str) -> [String; 2] {
+    let first = app_role.strip_suffix("_b").unwrap_or(app_role);
+    [first.to_owned(), format!("{first}_b")]
 }
 
 /// Bytes from the operating system.
@@ -137,31 +106,4 @@ pub async fn write_password_file(world: &World, profile: &str) -> Result<(), Err
 /// Source: PostgreSQL `src/interfaces/libpq/fe-connect.c`, `passwordFromFile`: `:` and `\` are escaped.
 fn escape(field: &str) -> String {
     field.replace('\\', "\\\\").replace(':', "\\:")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_opens_for_its_purpose_and_with_its_key_only() {
-        let key = MasterKey::from_bytes([1; 32]);
-        let wrapped = key.wrap(&SecretString::from("hunter2"), "tenant a");
-        assert!(!wrapped.windows(7).any(|window| window == b"hunter2"));
-        assert_eq!(key.unwrap(&wrapped, "tenant a").unwrap().expose_secret(), "hunter2");
-        assert!(key.unwrap(&wrapped, "tenant b").is_err());
-        assert!(MasterKey::from_bytes([2; 32]).unwrap(&wrapped, "tenant a").is_err());
-        for cut in 0..wrapped.len() {
-            assert!(key.unwrap(&wrapped[..cut], "tenant a").is_err());
-        }
-    }
-
-    #[test]
-    fn the_key_is_made_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("master.key");
-        let wrapped = MasterKey::load_or_create(&path).unwrap().wrap(&SecretString::from("x"), "y");
-        assert!(MasterKey::load_or_create(&path).unwrap().unwrap(&wrapped, "y").is_ok());
-        assert_eq!(format!("{:?}", MasterKey::load_or_create(&path).unwrap()), "MasterKey");
-    }
 }

@@ -1,11 +1,29 @@
 //! The management database: the only place with SQL on its tables, one file a table group.
 
+pub mod audit;
+pub mod credentials;
+pub mod data_keys;
+pub mod erasure;
+pub mod exports;
+pub mod fleet;
+pub mod idempotency;
 pub mod jobs;
 pub mod keys;
+pub mod lifecycle;
+pub mod metrics;
+pub mod notifications;
+pub mod operators;
 pub mod routes;
+pub mod schedules;
 pub mod sessions;
 pub mod snapshots;
+pub mod subscriptions;
+pub mod templates;
 pub mod tenants;
+pub mod tiers;
+pub mod usage;
+pub mod webhooks;
+pub mod wrapped;
 
 use std::time::Duration;
 
@@ -27,6 +45,9 @@ pub const API_ROLE: &str = "loomworks_api";
 
 /// A moment, as a column of ours.
 pub type Time = jiff_sqlx::Timestamp;
+
+/// A day, as a column of ours.
+pub type Date = jiff_sqlx::Date;
 
 /// Connections to the management database, one pool a role.
 #[derive(Clone, Debug)]

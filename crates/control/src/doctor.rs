@@ -1,5 +1,7 @@
 //! Looking the platform over: what is well, what is not, and what to do about it.
 
+use std::time::Duration;
+
 use loomworks_core::time;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -7,7 +9,7 @@ use sqlx::Row;
 use crate::World;
 use crate::access::Operator;
 use crate::db::{jobs, routes};
-use crate::error::Error;
+use crate::error::{Error, chain};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -74,7 +76,15 @@ pub async fn examine(world: &World, _: &Operator) -> Result<Vec<Finding>, Error>
     Ok(findings)
 }
 
-/// Whether the management database answers.
-pub async fn is_ready(world: &World) -> bool {
-    sqlx::query("SELECT 1").execute(&world.db.platform).await.is_ok()
+/// How long a question whether the platform is ready may take.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+
+/// What keeps the platform from answering requests, in words for whoever probes. Nothing: it is ready.
+pub async fn not_ready(world: &World) -> Option<String> {
+    let asked = sqlx::query("SELECT FROM tenants LIMIT 1").execute(&world.db.platform);
+    match tokio::time::timeout(READY_WITHIN, asked).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(format!("the management database refuses: {}", chain(&error))),
+        Err(_) => Some("the management database does not answer".into()),
+    }
 }

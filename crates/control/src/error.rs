@@ -15,11 +15,17 @@ pub enum Error {
     NotFound(&'static str),
     #[error("this needs an API key")]
     Unauthenticated,
-    #[error("this API key may not do that")]
+    #[error("you may not do that")]
     Forbidden,
+    /// Somebody has asked too often, and may ask again after so many seconds.
+    #[error("that was tried too often")]
+    Throttled { seconds: u64 },
     /// The thing exists, but not in a state in which this can be done.
     #[error("{message}")]
     Conflict { message: String, hint: Option<String> },
+    /// Somebody did not prove who he is. What exactly was wrong is for the audit log.
+    #[error("this log-in is refused")]
+    LoginRefused { hint: &'static str },
     #[error(transparent)]
     Undo(#[from] UndoError),
     #[error(transparent)]
@@ -55,12 +61,35 @@ impl Error {
         }
     }
 
+    /// Whether a database could not take a value (PostgreSQL's class 22, "data exception"): one that came from outside
+    /// and was not checked.
+    #[must_use]
+    pub fn is_value_refused(&self) -> bool {
+        let (Self::Database(error) | Self::TenantDatabase(error)) = self else { return false };
+        error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code.starts_with("22"))
+    }
+
+    /// Whether all connections to the database were in use for too long.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(
+            self,
+            Self::Database(sqlx::Error::PoolTimedOut) | Self::TenantDatabase(sqlx::Error::PoolTimedOut)
+        )
+    }
+
     /// What a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Invalid { hint, .. } | Self::Conflict { hint, .. } => hint.clone(),
             Self::Unauthenticated => Some("send it as `Authorization: Bearer frt_…`".into()),
+            Self::Forbidden => Some("ask for a key with the scope and the permission that this needs".into()),
+            Self::NotFound(_) => {
+                Some("look at the list that it should be in: is it yours, and is it still there?".into())
+            }
+            Self::LoginRefused { hint } => Some((*hint).into()),
+            Self::Throttled { seconds } => Some(format!("try again in {seconds} s")),
             Self::CannotRestore(error) => Some(error.hint()),
             Self::Repository(error) => error.hint().map(str::to_owned),
             Self::Undo(error) => error.hint().map(|hint| hint.to_string()),

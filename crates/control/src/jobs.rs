@@ -2,12 +2,25 @@
 //!
 //! A job is a value, its place is an enum that is saved before the next step begins. Each step may be cut anywhere
 //! and run again: it looks first and then acts. See [`Work`]; the kinds are in [`crate::work`].
+//!
+//! ```text
+//! enqueue ─► waiting ─► running ─► succeeded
+//!               ▲ ▲       │ │ └──► failed      nobody tries again, but who asks for it (retry)
+//!               │ └───────┘ └────► cancelled   the same
+//!               └── put back, another try, or its worker fell silent
+//! ```
 
+mod asked;
+mod crash;
+pub mod cron;
+mod drive;
+mod kinds;
 pub mod runner;
+mod saver;
+mod signals;
 
 use std::fmt::Debug;
 use std::future::Future;
-use std::str::FromStr;
 use std::time::Duration;
 
 use loomworks_archive::RepositoryError;
@@ -20,6 +33,13 @@ use sqlx::PgConnection;
 use crate::World;
 use crate::db;
 use crate::error::{Error, chain};
+
+pub use crate::db::jobs::Queue;
+pub use asked::{Follow, cancel, follow, get, list, retry};
+pub use crash::{CrashPoint, CrashWhen};
+pub use kinds::Kinds;
+pub use runner::Slots;
+pub use signals::Signals;
 
 /// What follows a step.
 #[derive(Debug)]
@@ -81,6 +101,10 @@ pub struct Context {
 /// A kind of job.
 pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
     const KIND: &'static str;
+    /// Which jobs go first.
+    const QUEUE: Queue = Queue::Default;
+    /// How often one step is tried before the job has failed.
+    const MAX_ATTEMPTS: i32 = 20;
     type Step: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync;
 
     /// The tenant it is for.
@@ -101,13 +125,32 @@ pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
         context: &Context,
     ) -> impl Future<Output = Result<Then<Self::Step>, StepError>> + Send;
 
-    /// What is put right in the management database when the job fails for good, in the transaction that says so.
+    /// Whether the job may be stopped instead of carrying this step out. Not where stopping would leave more than
+    /// `give_up` puts right.
+    fn can_cancel(_step: &Self::Step) -> bool {
+        true
+    }
+
+    /// What is put right in the management database when the job fails for good or is cancelled, in the transaction
+    /// that says so.
     fn give_up(
         &self,
         _connection: &mut PgConnection,
         _context: &Context,
     ) -> impl Future<Output = Result<(), Error>> + Send {
         async { Ok(()) }
+    }
+
+    /// Takes back what `give_up` did, in the transaction that lets the job be tried again, and says with which step
+    /// it goes on: the one that failed, as a rule. `None`: it cannot be tried again and must be asked for anew.
+    fn take_up(
+        &self,
+        step: &Self::Step,
+        _connection: &mut PgConnection,
+        _context: &Context,
+    ) -> impl Future<Output = Result<Option<Self::Step>, Error>> + Send {
+        let step = step.clone();
+        async { Ok(Some(step)) }
     }
 }
 
@@ -117,13 +160,25 @@ pub async fn enqueue<W: Work>(
     work: &W,
     requested_by: &str,
 ) -> Result<JobId, Error> {
+    enqueue_in(connection, W::QUEUE, work, requested_by).await
+}
+
+/// The same, in another queue than the kind's own.
+pub async fn enqueue_in<W: Work>(
+    connection: &mut PgConnection,
+    queue: Queue,
+    work: &W,
+    requested_by: &str,
+) -> Result<JobId, Error> {
     let dedup_key = work.dedup_key();
     let value = serde_json::to_value(work).map_err(|error| Error::Internal(error.to_string()))?;
     let new = || db::jobs::New {
         kind: W::KIND,
         tenant: work.tenant(),
+        queue,
         dedup_key: &dedup_key,
         work: value.clone(),
+        max_attempts: W::MAX_ATTEMPTS,
         requested_by,
     };
     // Twice: the unfinished one may end between the insert and the look.
@@ -138,22 +193,6 @@ pub async fn enqueue<W: Work>(
     Err(Error::conflict("the same job has just ended").with_hint("ask again"))
 }
 
-/// The jobs a caller may see, newest first.
-pub async fn list(
-    world: &World,
-    caller: &crate::access::Caller,
-    limit: i64,
-) -> Result<Vec<db::jobs::Job>, Error> {
-    let mut scoped = crate::access::listing(&world.db, caller).await?;
-    Ok(db::jobs::list(&mut scoped, limit).await?)
-}
-
-/// A job that the caller may see.
-pub async fn get(world: &World, caller: &crate::access::Caller, id: JobId) -> Result<db::jobs::Job, Error> {
-    let mut scoped = crate::access::listing(&world.db, caller).await?;
-    db::jobs::get(&mut scoped, id).await?.ok_or(Error::NotFound("such job"))
-}
-
 /// Waits until a job has ended or the time is over, and tells how it stands.
 pub async fn wait(world: &World, id: JobId, at_most: Duration) -> Result<db::jobs::Job, Error> {
     let deadline = tokio::time::Instant::now() + at_most;
@@ -165,55 +204,5 @@ pub async fn wait(world: &World, id: JobId, at_most: Duration) -> Result<db::job
             return Ok(job);
         }
         tokio::time::sleep(Duration::from_millis(15)).await;
-    }
-}
-
-/// Where the program is to die, for tests: once it has carried out its `place`-th step (from 0) of a kind, before or
-/// after the next one was saved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CrashPoint {
-    pub kind: String,
-    pub place: i32,
-    pub when: CrashWhen,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CrashWhen {
-    BeforeSave,
-    AfterSave,
-}
-
-impl FromStr for CrashPoint {
-    type Err = String;
-
-    /// Reads `restore/3/before-save`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let refused = || format!("`{text}` is not KIND/PLACE/before-save or KIND/PLACE/after-save");
-        let mut parts = text.split('/');
-        let (Some(kind), Some(place), Some(when), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(refused());
-        };
-        let when = match when {
-            "before-save" => CrashWhen::BeforeSave,
-            "after-save" => CrashWhen::AfterSave,
-            _ => return Err(refused()),
-        };
-        Ok(Self { kind: kind.to_owned(), place: place.parse().map_err(|_| refused())?, when })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_crash_point_reads_back() {
-        let point: CrashPoint = "restore/3/before-save".parse().unwrap();
-        assert_eq!(point, CrashPoint { kind: "restore".into(), place: 3, when: CrashWhen::BeforeSave });
-        for text in ["", "restore", "restore/x/before-save", "restore/1/later", "restore/1/after-save/x"] {
-            assert!(text.parse::<CrashPoint>().is_err(), "{text}");
-        }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use loomworks_postgres::Cluster;
 use loomworks_undo::{Filter, Mode, Operation, OperationDetail, OperationId, Outcome, Plan, UNDO_ROLE};
@@ -16,12 +16,20 @@ use sqlx::{PgPool, Postgres};
 use crate::World;
 use crate::access::Granted;
 use crate::error::Error;
+use crate::page::{Asked, Page};
 use crate::{audit, tenants};
 
-/// Operations, newest first.
-pub async fn list(world: &World, granted: &Granted, filter: &Filter) -> Result<Vec<Operation>, Error> {
+/// Operations, newest first; of the session that logs in as this role, if one is named.
+pub async fn list(
+    world: &World,
+    granted: &Granted,
+    session: Option<String>,
+    asked: &Asked<i64>,
+) -> Result<Page<Operation>, Error> {
+    let filter = Filter { session, before: asked.after.map(OperationId), limit: asked.rows() };
     let mut connection = connect(world, granted).await?;
-    Ok(loomworks_undo::list(&mut connection, filter).await?)
+    let rows = loomworks_undo::list(&mut connection, &filter).await?;
+    Ok(asked.page(rows, |operation| operation.id.0))
 }
 
 /// One operation with at most `rows_max` of the rows it changed.
@@ -70,7 +78,7 @@ async fn connect(world: &World, granted: &Granted) -> Result<PoolConnection<Post
 /// Connections to tenants' logs that were used a moment ago: whoever looks at an operation undoes it next, and a
 /// server process that knows its catalogue does that in half the time.
 #[derive(Default)]
-pub struct LogConnections(Mutex<HashMap<String, PgPool>>);
+pub struct LogConnections(Mutex<HashMap<String, (PgPool, Instant)>>);
 
 /// Tenants whose connections are kept.
 const TENANTS_MAX: usize = 64;
@@ -78,21 +86,22 @@ const TENANTS_MAX: usize = 64;
 impl LogConnections {
     fn of(&self, cluster: &Cluster, database: &str) -> PgPool {
         let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = pools.get(database) {
+        let now = Instant::now();
+        if let Some((pool, used)) = pools.get_mut(database) {
+            *used = now;
             return pool.clone();
         }
         if pools.len() >= TENANTS_MAX {
-            pools.retain(|_, pool| pool.num_idle() > 0);
-            if pools.len() >= TENANTS_MAX {
-                pools.clear();
-            }
+            let longest_ago = pools.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
+            // A pool that somebody still has a connection of lives as long as that.
+            longest_ago.and_then(|name| pools.remove(&name));
         }
         // Those that an exchange has ended are noticed by the test before each use.
         let pool = PgPoolOptions::new()
             .max_connections(4)
             .idle_timeout(Duration::from_secs(30))
             .connect_lazy_with(cluster.confined(UNDO_ROLE, database));
-        pools.insert(database.to_owned(), pool.clone());
+        pools.insert(database.to_owned(), (pool.clone(), now));
         pool
     }
 }

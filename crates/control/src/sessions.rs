@@ -15,6 +15,7 @@ use crate::credentials::random_password;
 use crate::db::sessions::{self, New, Session};
 use crate::db::snapshots::SnapshotType;
 use crate::error::Error;
+use crate::page::{Asked, Page};
 use crate::work::ai_session::{CloseSession, OpenSession};
 use crate::{audit, jobs, snapshots, tenants};
 
@@ -105,7 +106,12 @@ pub async fn get(world: &World, granted: &Granted, id: SessionId) -> Result<Sess
 }
 
 /// A tenant's sessions, newest first.
-pub async fn list(world: &World, granted: &Granted) -> Result<Vec<Session>, Error> {
+pub async fn list(
+    world: &World,
+    granted: &Granted,
+    asked: &Asked<sessions::After>,
+) -> Result<Page<Session>, Error> {
     let mut scoped = granted.begin(&world.db).await?;
-    Ok(sessions::list(&mut scoped, granted.tenant()).await?)
+    let rows = sessions::list(&mut scoped, granted.tenant(), asked).await?;
+    Ok(asked.page(rows, |session| (session.created_at, session.id.0)))
 }

@@ -8,6 +8,7 @@ use crate::World;
 use crate::access::{Granted, Scoped};
 use crate::db::snapshots::{self, Snapshot, SnapshotType};
 use crate::error::Error;
+use crate::page::{Asked, Page};
 use crate::work::snapshot::TakeSnapshot;
 use crate::{audit, jobs, tenants};
 
@@ -37,9 +38,14 @@ pub(crate) async fn request(
 }
 
 /// A tenant's snapshots, newest first.
-pub async fn list(world: &World, granted: &Granted) -> Result<Vec<Snapshot>, Error> {
+pub async fn list(
+    world: &World,
+    granted: &Granted,
+    asked: &Asked<snapshots::After>,
+) -> Result<Page<Snapshot>, Error> {
     let mut scoped = granted.begin(&world.db).await?;
-    Ok(snapshots::list(&mut scoped, granted.tenant()).await?)
+    let rows = snapshots::list(&mut scoped, granted.tenant(), asked).await?;
+    Ok(asked.page(rows, |snapshot| (snapshot.created_at, snapshot.id.0)))
 }
 
 pub async fn get(world: &World, granted: &Granted, id: SnapshotId) -> Result<Snapshot, Error> {

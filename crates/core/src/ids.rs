@@ -76,3 +76,27 @@ id!(
     /// An API key.
     ApiKeyId
 );
+id!(
+    /// An operator's account.
+    OperatorId
+);
+id!(
+    /// The time during which an operator is logged in with one browser.
+    LoginId
+);
+id!(
+    /// A migration of many tenants' databases.
+    FleetMigrationId
+);
+id!(
+    /// A webhook: an address to which notifications are sent.
+    WebhookId
+);
+id!(
+    /// One notification on its way to one webhook.
+    DeliveryId
+);
+id!(
+    /// An archive with everything about a tenant.
+    ExportId
+);

@@ -8,12 +8,15 @@
 
 pub mod api_key;
 pub mod durable;
+pub mod email;
 pub mod ids;
 pub mod lsn;
 pub mod name;
 pub mod route;
 pub mod schedule;
+pub mod subscription;
 pub mod tenant;
 pub mod time;
+pub mod timing;
 
 pub use secrecy::{ExposeSecret, SecretString};

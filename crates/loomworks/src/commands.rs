@@ -1,16 +1,25 @@
 //! The commands. Each is a client of the API, but for `serve`, `wal` and `remove`, which work on this machine.
 
 mod ai_session;
+mod audit;
 mod backup;
 mod demo;
 mod doctor;
+mod fleet;
 mod job;
+mod key;
+mod master_key;
+mod notification;
+mod operator;
 mod ops;
+mod password;
 mod remove;
 mod restore;
 mod snapshot;
 mod tenant;
+mod tier;
 mod wal;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -23,16 +32,24 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let json = arguments.json;
     let client = || Client::new(&arguments.client);
     match arguments.command {
-        Command::Serve(settings) => Box::pin(serve::run(settings)).await?,
+        Command::Serve(settings) => Box::pin(serve::run(*settings)).await?,
         Command::Wal(command) => return wal::run(command).await,
         Command::Remove(settings) => remove::run(&settings).await?,
         Command::Tenant(command) => tenant::run(&client()?, command, json).await?,
+        Command::Tier(command) => tier::run(&client()?, command, json).await?,
         Command::AiSession(command) => ai_session::run(&client()?, command, json).await?,
         Command::Ops(command) => ops::run(&client()?, command, json).await?,
         Command::Snapshot(command) => snapshot::run(&client()?, command, json).await?,
         Command::Restore(command) => restore::run(&client()?, command, json).await?,
+        Command::Key(command) => key::run(&client()?, command, json).await?,
         Command::Job(command) => job::run(&client()?, command, json).await?,
         Command::Backup(command) => backup::run(&client()?, command, json).await?,
+        Command::Audit(command) => return audit::run(&client()?, command, json).await,
+        Command::MasterKey(command) => master_key::run(&client()?, command, json).await?,
+        Command::Operator(command) => operator::run(&client()?, command, json).await?,
+        Command::Fleet(command) => return fleet::run(&client()?, command, json).await,
+        Command::Notification(command) => notification::run(&client()?, command, json).await?,
+        Command::Webhook(command) => webhook::run(&client()?, command, json).await?,
         Command::Doctor => return doctor::run(&client()?, json).await,
         Command::Demo => return Box::pin(demo::run(&client()?, json)).await,
     }

@@ -16,6 +16,8 @@ use crate::output::Failure;
 use crate::settings::{Arguments, Command};
 
 fn main() -> ExitCode {
+    // Before the first client is made. Only the first call counts, and there is no other.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     let json = arguments.json;
     match run(arguments) {

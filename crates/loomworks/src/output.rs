@@ -78,6 +78,14 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Says how to see what follows on a page, where that does not get into what is printed.
+pub(crate) fn more(next_cursor: Option<&str>) {
+    if let Some(cursor) = next_cursor {
+        // Nothing can be done if this cannot be written.
+        let _ = writeln!(std::io::stderr().lock(), "more: --cursor {cursor}");
+    }
+}
+
 /// Prints rows under headings, columns as wide as they need to be.
 pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) {
     let width = |column: usize| {

@@ -6,6 +6,7 @@
 //! <data>/run               its socket
 //! <data>/repository        its archive
 //! <data>/side              side clusters of restores, each gone with its job
+//! <data>/exports           exports of tenants, encrypted
 //! <data>/apps/<profile>    credentials for the apps
 //! <data>/routes.json       the gateway's last good table
 //! <data>/master.key        wraps every stored secret
@@ -16,6 +17,7 @@
 
 pub(crate) mod account;
 mod data;
+mod measure;
 pub(crate) use data::DataDirectory;
 mod platform;
 mod supervise;
@@ -29,6 +31,7 @@ use loomworks_control::{World, jobs, keys};
 use loomworks_core::route::BaseDomains;
 use loomworks_core::{ExposeSecret, SecretString};
 use loomworks_gateway::{ControlPlane, Gateway, HOLD_MAX};
+use loomworks_web::Allowance;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -52,9 +55,13 @@ pub(crate) async fn run(settings: Serve) -> Result<(), Failure> {
         Failure::refused(format!("listen on {}: {error}", settings.api_listen))
             .with_hint("choose another with --api-listen")
     })?;
+    let metrics = measure::bind(settings.metrics_listen).await?;
+    let recorded = measure::record()?;
     let world = platform::start(&settings, &data).await?;
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
+    tasks.spawn(measure::serve(metrics, recorded, stopped.clone()));
+    tasks.spawn(loomworks_control::metrics::run(world.clone(), stopped.clone()));
     start_roles(&settings, &data, &world, api, &stopped, &mut tasks).await?;
     announce(&settings, &data, &world).await?;
 
@@ -93,11 +100,14 @@ async fn start_roles(
         tasks.spawn(gateway.serve(wait(stopped.clone())));
     }
     if settings.has(Role::Api) || settings.has(Role::Gateway) {
-        tasks.spawn(serve_api(api, world.clone(), stopped.clone()));
+        let allowance = Allowance { per_second: settings.api_rate, burst: settings.api_burst };
+        tasks.spawn(serve_api(api, world.clone(), allowance, stopped.clone()));
+        tasks.spawn(keys::watch::run(world.clone(), stopped.clone()));
     }
     if settings.has(Role::Worker) {
         tasks.spawn(jobs::runner::run(world.clone(), stopped.clone()));
     }
+    tasks.spawn(loomworks_control::audit::sealer::run(world.db.clone(), stopped.clone()));
     let duties = Duties { tenants: settings.has(Role::Worker), backups: settings.has(Role::Archiver) };
     tasks.spawn(reconcile::run(world.clone(), duties, stopped.clone()));
     Ok(())
@@ -130,8 +140,13 @@ async fn gateway(
     })
 }
 
-async fn serve_api(listener: TcpListener, world: World, stopped: watch::Receiver<bool>) {
-    let router = loomworks_web::router(world);
+async fn serve_api(
+    listener: TcpListener,
+    world: World,
+    allowance: Allowance,
+    stopped: watch::Receiver<bool>,
+) {
+    let router = loomworks_web::router(world, allowance).into_make_service_with_connect_info::<SocketAddr>();
     // A gateway's question is kept open for up to 20 seconds: it must not hold up the end.
     let graceful = axum::serve(listener, router).with_graceful_shutdown(wait(stopped.clone()));
     let at_last = async {
@@ -173,6 +188,9 @@ async fn announce(settings: &Serve, data: &DataDirectory, world: &World) -> Resu
         output::line(format!("gateway     http://TENANT.localhost:{port}/"));
     }
     output::line(format!("PostgreSQL  127.0.0.1:{}", world.cluster.port));
+    if let Some(address) = settings.metrics_listen {
+        output::line(format!("metrics     http://{address}/metrics"));
+    }
     output::line(format!("roles       {}", settings.role_names()));
     // Not the key itself: what is printed here ends up in a log wherever this is run as a service.
     output::line(format!("operator    key in {}", data.path("client.json").display()));

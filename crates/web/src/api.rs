@@ -3,15 +3,27 @@
 //! The shapes are what clients use too: the command line reads answers into the same types.
 
 pub mod api_keys;
+pub mod audit;
+pub mod auth;
 pub mod backups;
+pub mod credentials;
+pub mod exports;
+pub mod fleet_migrations;
 pub mod internal;
 pub mod jobs;
+pub mod master_key;
+pub mod notifications;
 pub mod operations;
+pub mod operators;
 pub mod restores;
+pub mod retirement;
 pub mod sessions;
 pub mod snapshots;
 pub mod status;
 pub mod tenants;
+pub mod tiers;
+pub mod usage;
+pub mod webhooks;
 
 use loomworks_control::World;
 use loomworks_core::ids::JobId;
@@ -30,6 +42,9 @@ pub struct Accepted {
 pub(crate) fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::new()
         .merge(tenants::routes())
+        .merge(tiers::routes())
+        .merge(retirement::routes())
+        .merge(exports::routes())
         .merge(api_keys::routes())
         .merge(sessions::routes())
         .merge(operations::routes())
@@ -37,5 +52,14 @@ pub(crate) fn routes() -> OpenApiRouter<World> {
         .merge(restores::routes())
         .merge(jobs::routes())
         .merge(backups::routes())
+        .merge(audit::routes())
+        .merge(master_key::routes())
+        .merge(credentials::routes())
+        .merge(fleet_migrations::routes())
         .merge(status::routes())
+        .merge(auth::routes())
+        .merge(operators::routes())
+        .merge(usage::routes())
+        .merge(notifications::routes())
+        .merge(webhooks::routes())
 }

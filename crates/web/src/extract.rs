@@ -1,69 +1,104 @@
 //! What a handler is handed: the caller, the body, the path, each with an error that says what was wrong.
 
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use std::net::SocketAddr;
+
+use axum::body::to_bytes;
+use axum::extract::ConnectInfo;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::HeaderValue;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use loomworks_control::access::{self, Caller, Granted, Operator};
-use loomworks_control::{Error, World, keys};
+use loomworks_control::access::{self, Caller, Granted, Operator, Permission};
+use loomworks_control::page::Asked;
+use loomworks_control::{Error, World};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
 
-use crate::REQUEST_ID;
+use crate::admit::Sender;
 use crate::error::Problem;
+use crate::strict::{self, Refused};
+use crate::{BODY_BYTES_MAX, REQUEST_ID};
 
 /// Names the request, and tells the name in the answer and in every log line about it.
 pub(crate) async fn name_request(request: Request, next: Next) -> Response {
     let id = uuid::Uuid::new_v4().to_string();
-    let mut response = crate::error::with_request_id(id.clone(), next.run(request)).await;
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let origin = match address {
+        Some(address) => format!("{address} request {id}"),
+        None => format!("request {id}"),
+    };
+    let answered = crate::error::with_request_id(id.clone(), next.run(request));
+    let mut response = loomworks_control::audit::with_origin(origin, answered).await;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
 }
 
-/// Whoever holds the API key of the request.
+/// Whoever has shown who he is.
 pub(crate) struct Authenticated(pub(crate) Caller);
 
 impl FromRequestParts<World> for Authenticated {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, world: &World) -> Result<Self, Problem> {
-        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let key = header.and_then(|text| text.strip_prefix("Bearer ")).ok_or(Error::Unauthenticated)?;
-        Ok(Self(keys::authenticate(world, key.trim()).await?))
+    async fn from_request_parts(parts: &mut Parts, _: &World) -> Result<Self, Problem> {
+        let sender = parts.extensions.get::<Sender>().cloned();
+        Ok(Self(sender.ok_or(Error::Unauthenticated)?.0))
     }
 }
 
-/// A caller who may act for the whole platform.
+/// An operator who may see everything.
+pub(crate) struct OperatorReading(pub(crate) Operator);
+
+/// An operator who may change everything.
 pub(crate) struct AsOperator(pub(crate) Operator);
 
-impl FromRequestParts<World> for AsOperator {
-    type Rejection = Problem;
+/// A caller who may see the things of the tenant that the path's `{tenant}` names.
+pub(crate) struct Reading(pub(crate) Granted);
 
-    async fn from_request_parts(parts: &mut Parts, world: &World) -> Result<Self, Problem> {
-        let Authenticated(caller) = Authenticated::from_request_parts(parts, world).await?;
-        Ok(Self(access::operator(&caller)?))
-    }
+/// A caller who may do with that tenant what can be taken back.
+pub(crate) struct Working(pub(crate) Granted);
+
+/// A caller who may do with that tenant what cannot be taken back.
+pub(crate) struct Managing(pub(crate) Granted);
+
+macro_rules! rights {
+    ($($extractor:ident: $right:ident, $permission:expr;)*) => {$(
+        impl FromRequestParts<World> for $extractor {
+            type Rejection = Problem;
+
+            async fn from_request_parts(parts: &mut Parts, world: &World) -> Result<Self, Problem> {
+                Ok(Self($right(parts, world, $permission).await?))
+            }
+        }
+    )*};
 }
 
-/// A caller who may act for the tenant that the path's `{tenant}` names.
-pub(crate) struct ForTenant(pub(crate) Granted);
+rights! {
+    OperatorReading: operator, Permission::Read;
+    AsOperator: operator, Permission::Manage;
+    Reading: tenant, Permission::Read;
+    Working: tenant, Permission::Work;
+    Managing: tenant, Permission::Manage;
+}
 
-impl FromRequestParts<World> for ForTenant {
-    type Rejection = Problem;
+async fn operator(parts: &mut Parts, world: &World, permission: Permission) -> Result<Operator, Problem> {
+    let Authenticated(caller) = Authenticated::from_request_parts(parts, world).await?;
+    Ok(access::operator(&caller, permission)?)
+}
 
-    async fn from_request_parts(parts: &mut Parts, world: &World) -> Result<Self, Problem> {
-        #[derive(serde::Deserialize)]
-        struct InPath {
-            tenant: String,
-        }
-        let Authenticated(caller) = Authenticated::from_request_parts(parts, world).await?;
-        let Params(InPath { tenant }) = Params::from_request_parts(parts, world).await?;
-        Ok(Self(access::tenant(&world.db, &caller, &tenant).await?))
+async fn tenant(parts: &mut Parts, world: &World, permission: Permission) -> Result<Granted, Problem> {
+    #[derive(serde::Deserialize)]
+    struct InPath {
+        tenant: String,
     }
+    let Authenticated(caller) = Authenticated::from_request_parts(parts, world).await?;
+    let Params(InPath { tenant }) = Params::from_request_parts(parts, world).await?;
+    Ok(access::tenant(&world.db, &caller, &tenant, permission).await?)
 }
 
 /// The parts of the path.
@@ -79,7 +114,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<World> for Params<T> {
             if error.status().is_client_error() {
                 Problem::not_found("such thing")
             } else {
-                Problem::bad_request(error)
+                Error::Internal(error.to_string()).into()
             }
         })
     }
@@ -93,7 +128,26 @@ impl<T: DeserializeOwned + Send> FromRequestParts<World> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, world: &World) -> Result<Self, Problem> {
         let query = axum::extract::Query::<T>::from_request_parts(parts, world).await;
-        query.map(|query| Self(query.0)).map_err(|error: QueryRejection| Problem::bad_request(error))
+        query
+            .map(|query| Self(query.0))
+            .map_err(|error: QueryRejection| Problem::bad_query(error.body_text()))
+    }
+}
+
+/// The part of a list that is asked for.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PageQuery {
+    /// How many items a page has, 1 to 1000. 100 if left out.
+    #[param(minimum = 1, maximum = 1000, example = 100)]
+    limit: Option<i64>,
+    /// `next_cursor` of the page before. The first page if left out.
+    cursor: Option<String>,
+}
+
+impl PageQuery {
+    pub(crate) fn asked<K: DeserializeOwned + Serialize>(&self) -> Result<Asked<K>, Problem> {
+        Ok(Asked::new(self.limit, self.cursor.as_deref())?)
     }
 }
 
@@ -103,8 +157,26 @@ pub(crate) struct Body<T>(pub(crate) T);
 impl<T: DeserializeOwned + Send> FromRequest<World> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, world: &World) -> Result<Self, Problem> {
-        let body = axum::Json::<T>::from_request(request, world).await;
-        body.map(|body| Self(body.0)).map_err(|error: JsonRejection| Problem::bad_body(&error))
+    async fn from_request(request: Request, _: &World) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::unsupported_media_type());
+        }
+        let text = to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(|_| Problem::too_large())?;
+        let value = strict::parse(&text).map_err(|refused| match refused {
+            Refused::Syntax(message) => Problem::bad_json(message),
+            Refused::Content(message) => Problem::bad_body(message),
+        })?;
+        // A list would be taken for an object's fields in their order.
+        if !value.is_object() {
+            return Err(Problem::bad_body("a body is a JSON object"));
+        }
+        serde_json::from_value(value).map(Self).map_err(Problem::bad_body)
     }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }

@@ -2,19 +2,31 @@
 //!
 //! This crate knows no SQL and nothing of how jobs are carried out.
 
+mod admit;
 pub mod api;
+mod document;
 pub mod error;
 mod extract;
+mod limits;
+mod measure;
+mod repeat;
+mod strict;
 
 use axum::http::HeaderName;
 use axum::{Router, middleware};
 use loomworks_control::World;
 use utoipa::OpenApi;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
+
+use crate::admit::Admission;
+pub use crate::limits::Allowance;
+pub use measure::metrics_router;
 
 /// Told to every client, so that a person can name a request to whoever looks after the platform.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Larger bodies are refused.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -23,22 +35,10 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
         description = "Hosts tenants' PostgreSQL applications and gives each of them an undo button.",
         license(name = "LGPL-3.0-or-later", identifier = "LGPL-3.0-or-later"),
     ),
-    modifiers(&ApiKeyScheme),
-    security(("api_key" = [])),
+    // Only a query names it: those of bodies are found by themselves.
+    components(schemas(loomworks_control::db::jobs::State)),
 )]
 struct Document;
-
-struct ApiKeyScheme;
-
-impl utoipa::Modify for ApiKeyScheme {
-    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
-        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("frt_live_…").build();
-        openapi
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("api_key", SecurityScheme::Http(scheme));
-    }
-}
 
 fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::with_openapi(Document::openapi()).merge(api::routes())
@@ -46,18 +46,23 @@ fn routes() -> OpenApiRouter<World> {
 
 /// The OpenAPI document.
 #[must_use]
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes().into_openapi()
+pub fn openapi() -> serde_json::Value {
+    document::complete(routes().into_openapi())
 }
 
-/// The API as a service.
-pub fn router(world: World) -> Router {
+/// The API as a service. It wants to know where its requests come from: serve it with `ConnectInfo<SocketAddr>`.
+pub fn router(world: World, allowance: Allowance) -> Router {
     let (router, document) = routes().split_for_parts();
+    let document = document::complete(document);
+    let admission = Admission::new(world.clone(), allowance, &document);
     router
         .route("/v1/openapi.json", axum::routing::get(async move || axum::Json(document)))
         .merge(api::internal::routes())
         .fallback(async || error::Problem::not_found("such address"))
         .method_not_allowed_fallback(async || error::Problem::method_not_allowed())
-        .with_state(world)
+        .with_state(world.clone())
+        .layer(middleware::from_fn_with_state(world, repeat::once))
+        .layer(middleware::from_fn_with_state(admission, admit::admit))
+        .layer(middleware::from_fn(measure::count))
         .layer(middleware::from_fn(extract::name_request))
 }

@@ -1,14 +1,16 @@
 //! One small pool of connections a database, made when a request first asks for it.
 //!
 //! Databases may be exchanged while the app runs: for a moment connections break, passwords are refused, or the name is
-//! gone. [`Databases::run`] then starts once more with a new pool and a password read anew. What it runs must be
+//! gone. Passwords change too: a line that says something else than the pool was made with makes a new pool, while the
+//! old password still works. [`Databases::run`] then starts once more with a new pool and a password read anew. What it runs must be
 //! safe to repeat, so each piece of work is one statement that may happen twice.
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
@@ -35,7 +37,23 @@ pub(crate) struct Databases {
     passfile: PathBuf,
     /// Goes before what the password file says.
     host: Option<String>,
-    pools: Mutex<HashMap<String, Arc<PgPool>>>,
+    pools: Mutex<HashMap<String, Known>>,
+}
+
+/// A pool, and what it was made with.
+struct Known {
+    pool: Arc<PgPool>,
+    entry: Entry,
+    /// The state of the password file in which the line was last found.
+    seen: FileState,
+}
+
+/// Tells whether a file is the one that was read: each new one is put in the place of the one before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileState {
+    changed: Option<SystemTime>,
+    bytes: u64,
+    number: u64,
 }
 
 impl Databases {
@@ -70,16 +88,31 @@ impl Databases {
     }
 
     async fn pool(&self, database: &str) -> Result<Arc<PgPool>, DatabaseError> {
-        if let Some(pool) = self.pools().get(database) {
-            return Ok(Arc::clone(pool));
+        let unreadable = |source| DatabaseError::Passfile { path: self.passfile.clone(), source };
+        let file = tokio::fs::metadata(&self.passfile).await.map_err(unreadable)?;
+        let seen =
+            FileState { changed: file.modified().ok(), bytes: file.len(), number: MetadataExt::ino(&file) };
+        if let Some(known) = self.pools().get(database).filter(|known| known.seen == seen) {
+            return Ok(Arc::clone(&known.pool));
         }
-        let text = tokio::fs::read_to_string(&self.passfile).await;
-        let text = text.map_err(|source| DatabaseError::Passfile { path: self.passfile.clone(), source })?;
+        let text = tokio::fs::read_to_string(&self.passfile).await.map_err(unreadable)?;
         let entry =
             passfile::find(&text, database).ok_or_else(|| DatabaseError::Unknown(database.to_owned()))?;
-        let new = Arc::new(self.connect(database, entry));
+        let mut pools = self.pools();
         // Of two requests that came at once, the first pool is everybody's.
-        Ok(Arc::clone(self.pools().entry(database.to_owned()).or_insert(new)))
+        if let Some(known) = pools.get_mut(database)
+            && known.entry == entry
+        {
+            known.seen = seen;
+            return Ok(Arc::clone(&known.pool));
+        }
+        let pool = Arc::new(self.connect(database, entry.clone()));
+        let known = Known { pool: Arc::clone(&pool), entry, seen };
+        if let Some(former) = pools.insert(database.to_owned(), known) {
+            tracing::info!(database, "the password is another one, new connections use it");
+            tokio::spawn(async move { former.pool.close().await });
+        }
+        Ok(pool)
     }
 
     fn connect(&self, database: &str, entry: Entry) -> PgPool {
@@ -103,7 +136,7 @@ impl Databases {
     /// Forgets a pool, unless somebody has put another in its place already.
     fn forget(&self, database: &str, broken: &Arc<PgPool>) {
         let mut pools = self.pools();
-        if pools.get(database).is_some_and(|pool| Arc::ptr_eq(pool, broken)) {
+        if pools.get(database).is_some_and(|known| Arc::ptr_eq(&known.pool, broken)) {
             pools.remove(database);
         }
         drop(pools);
@@ -112,7 +145,7 @@ impl Databases {
         tokio::spawn(async move { broken.close().await });
     }
 
-    fn pools(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<PgPool>>> {
+    fn pools(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

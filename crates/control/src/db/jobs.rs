@@ -1,34 +1,105 @@
-//! The queue: a row a job, claimed with a lease and a fence.
+//! The queue as everybody sees it: a row a job.
 
+pub mod claims;
+
+use jiff_sqlx::ToSqlx as _;
 use loomworks_core::ids::{JobId, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::Time;
 
-/// The channel on which a waiting job is announced.
+pub use claims::Claim;
+
+/// The channel on which it is told that a job waits.
 pub const CHANNEL: &str = "loomworks_jobs";
+
+/// The channel on which it is told that jobs have changed: their ids, with spaces between them.
+pub const CHANGES: &str = "loomworks_job_changes";
 
 /// How long a worker that says nothing keeps its claim.
 pub const LEASE_SECONDS: f64 = 15.0;
 
+/// Which jobs are taken first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Queue {
+    /// Somebody waits for it.
+    HighPriority,
+    Default,
+    /// Nobody would notice if it came an hour later.
+    LowPriority,
+}
+
+impl Queue {
+    pub const ALL: [Self; 3] = [Self::HighPriority, Self::Default, Self::LowPriority];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HighPriority => "high_priority",
+            Self::Default => "default",
+            Self::LowPriority => "low_priority",
+        }
+    }
+}
+
+impl TryFrom<String> for Queue {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|queue| queue.as_str() == text).ok_or(text)
+    }
+}
+
+/// What has become of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Waiting,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl State {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// A job, as shown to whoever may see it.
-#[derive(Clone, Debug, Serialize, Deserialize, FromRow, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, utoipa::ToSchema)]
 pub struct Job {
     #[sqlx(try_from = "Uuid")]
     #[schema(value_type = Uuid)]
     pub id: JobId,
     pub tenant_id: Option<Uuid>,
     pub kind: String,
-    /// `waiting`, `running`, `succeeded` or `failed`.
+    #[sqlx(try_from = "String")]
+    pub queue: Queue,
+    /// `waiting`, `running`, `succeeded`, `failed` or `cancelled`.
     pub state: String,
+    /// It is to be stopped as soon as it can be.
+    pub cancel_requested: bool,
     /// How far it is.
     pub percent: i16,
     /// What it does now, in words.
     pub progress: String,
+    /// Tries of the present step.
     pub attempts: i32,
+    /// After so many tries of one step it has failed.
+    pub max_attempts: i32,
     pub error: Option<String>,
     pub hint: Option<String>,
     #[schema(value_type = Option<Object>)]
@@ -36,6 +107,9 @@ pub struct Job {
     pub requested_by: String,
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Time,
+    /// It is not taken before.
+    #[schema(value_type = String, format = DateTime)]
+    pub run_at: Time,
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Time>,
 }
@@ -43,36 +117,33 @@ pub struct Job {
 impl Job {
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        matches!(self.state.as_str(), "succeeded" | "failed")
+        matches!(self.state.as_str(), "succeeded" | "failed" | "cancelled")
+    }
+
+    /// What a list of jobs is sorted by.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        (self.created_at.to_jiff(), self.id.0)
     }
 }
 
-/// A job in the hands of a worker.
-#[derive(Clone, Debug, FromRow)]
-pub struct Claim {
-    #[sqlx(try_from = "Uuid")]
-    pub id: JobId,
-    pub kind: String,
-    pub work: Value,
-    pub step: Option<Value>,
-    pub steps_done: i32,
-    pub attempts: i32,
-    pub max_attempts: i32,
-    pub fence: i64,
-    pub requested_by: String,
-}
+/// The moment a job was made, and its id for those of one moment.
+pub type Key = (jiff::Timestamp, Uuid);
 
-const COLUMNS: &str = "id, tenant_id, kind, state, percent, progress, attempts, error, hint, result, requested_by, \
-                       created_at, finished_at";
+const COLUMNS: &str = "id, tenant_id, kind, queue, state, cancel_requested_at IS NOT NULL AS cancel_requested, \
+                       percent, progress, attempts, max_attempts, error, hint, result, requested_by, created_at, \
+                       run_at, finished_at";
 
 /// A job that is to be.
 #[derive(Debug)]
 pub struct New<'a> {
     pub kind: &'a str,
     pub tenant: Option<TenantId>,
+    pub queue: Queue,
     /// Of the unfinished jobs one a key.
     pub dedup_key: &'a str,
     pub work: Value,
+    pub max_attempts: i32,
     pub requested_by: &'a str,
 }
 
@@ -80,14 +151,16 @@ pub struct New<'a> {
 pub async fn insert(connection: &mut PgConnection, new: New<'_>) -> sqlx::Result<Option<JobId>> {
     let id = JobId::random();
     let inserted = sqlx::query(
-        "INSERT INTO jobs (id, tenant_id, kind, dedup_key, work, requested_by) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT DO NOTHING",
+        "INSERT INTO jobs (id, tenant_id, kind, queue, dedup_key, work, max_attempts, requested_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
     )
     .bind(id.0)
     .bind(new.tenant.map(|tenant| tenant.0))
     .bind(new.kind)
+    .bind(new.queue.as_str())
     .bind(new.dedup_key)
     .bind(new.work)
+    .bind(new.max_attempts)
     .bind(new.requested_by)
     .execute(&mut *connection)
     .await?;
@@ -111,168 +184,117 @@ pub async fn unfinished(connection: &mut PgConnection, dedup_key: &str) -> sqlx:
 }
 
 pub async fn get(connection: &mut PgConnection, id: JobId) -> sqlx::Result<Option<Job>> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM jobs WHERE id = $1")))
+    sqlx::query_as(AssertSqlSafe(format!("SELECT {COLUMNS} FROM jobs WHERE id = $1")))
         .bind(id.0)
         .fetch_optional(connection)
         .await
 }
 
-/// The newest jobs.
-pub async fn list(connection: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Job>> {
-    let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY created_at DESC, id LIMIT $1");
-    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(limit).fetch_all(connection).await
+/// Which jobs somebody wants to see; what is left out is not asked about.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub state: Option<State>,
+    pub kind: Option<String>,
+    pub queue: Option<Queue>,
+    pub tenant: Option<TenantId>,
 }
 
-/// Takes the job that has waited longest, or one whose worker has fallen silent.
-pub async fn claim(pool: &PgPool, node: &str) -> sqlx::Result<Option<Claim>> {
-    sqlx::query_as(
-        "UPDATE jobs SET state = 'running', fence = fence + 1, attempts = attempts + 1, node = $1,
-             lease_until = now() + make_interval(secs => $2)
-         WHERE id = (
-             SELECT id FROM jobs
-             WHERE (state = 'waiting' AND run_at <= now()) OR (state = 'running' AND lease_until < now())
-             ORDER BY run_at, created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-         RETURNING id, kind, work, step, steps_done, attempts, max_attempts, fence, requested_by",
-    )
-    .bind(node)
-    .bind(LEASE_SECONDS)
-    .fetch_optional(pool)
-    .await
-}
-
-/// Ends the leases of this node's former process. Only the one process that has the node's lock may call it: what
-/// its forerunner held is held by nobody.
-pub async fn abandon_former(pool: &PgPool, node: &str) -> sqlx::Result<u64> {
-    sqlx::query("UPDATE jobs SET lease_until = '-infinity' WHERE state = 'running' AND node = $1")
-        .bind(node)
-        .execute(pool)
+/// The newest jobs that pass a filter, after (older than) a key.
+pub async fn list(
+    connection: &mut PgConnection,
+    filter: &Filter,
+    after: Option<Key>,
+    rows: i64,
+) -> sqlx::Result<Vec<Job>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM jobs
+         WHERE ($1::text IS NULL OR state = $1) AND ($2::text IS NULL OR kind = $2)
+         AND ($3::text IS NULL OR queue = $3) AND ($4::uuid IS NULL OR tenant_id = $4)
+         AND ($5::timestamptz IS NULL OR (created_at, id) < ($5, $6))
+         ORDER BY created_at DESC, id DESC LIMIT $7"
+    );
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(filter.state.map(State::as_str))
+        .bind(&filter.kind)
+        .bind(filter.queue.map(Queue::as_str))
+        .bind(filter.tenant.map(|tenant| tenant.0))
+        .bind(after.map(|(at, _)| at.to_sqlx()))
+        .bind(after.map(|(_, id)| id))
+        .bind(rows)
+        .fetch_all(connection)
         .await
-        .map(|done| done.rows_affected())
 }
 
-/// Gives back what a node's process had claimed, before it ends in good order.
-pub async fn give_back(pool: &PgPool, node: &str) -> sqlx::Result<()> {
-    sqlx::query(
-        "UPDATE jobs SET state = 'waiting', attempts = attempts - 1, fence = fence + 1, lease_until = NULL
-         WHERE state = 'running' AND node = $1",
+/// A job that somebody changes from outside, locked until he has.
+#[derive(Debug, FromRow)]
+pub struct Locked {
+    #[sqlx(try_from = "Uuid")]
+    pub id: JobId,
+    pub tenant_id: Option<Uuid>,
+    pub kind: String,
+    pub state: String,
+    pub dedup_key: String,
+    pub work: Value,
+    pub step: Option<Value>,
+    pub requested_by: String,
+}
+
+/// Locks a job.
+pub async fn lock(connection: &mut PgConnection, id: JobId) -> sqlx::Result<Option<Locked>> {
+    sqlx::query_as(
+        "SELECT id, tenant_id, kind, state, dedup_key, work, step, requested_by FROM jobs WHERE id = $1 FOR UPDATE",
     )
-    .bind(node)
-    .execute(pool)
+    .bind(id.0)
+    .fetch_optional(connection)
     .await
-    .map(drop)
 }
 
-/// Keeps a claim. `Ok(false)`: it is lost, somebody else has the job.
-pub async fn renew(pool: &PgPool, claim: &Claim) -> sqlx::Result<bool> {
+/// Ends a job that waits. Its fence rises, so that nobody's former claim counts.
+pub async fn cancel_waiting(connection: &mut PgConnection, id: JobId) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE jobs SET lease_until = now() + make_interval(secs => $3) WHERE id = $1 AND fence = $2",
+        "UPDATE jobs SET state = 'cancelled', progress = 'cancelled', finished_at = now(), fence = fence + 1,
+             cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = $1 AND state = 'waiting'",
     )
-    .bind(claim.id.0)
-    .bind(claim.fence)
-    .bind(LEASE_SECONDS)
-    .execute(pool)
-    .await
-    .map(|done| done.rows_affected() == 1)
+    .bind(id.0)
+    .execute(&mut *connection)
+    .await?;
+    tell_changed(connection, id).await
 }
 
-/// Where a job goes on.
-#[derive(Debug)]
-pub struct Saved<'a> {
-    pub step: &'a Value,
-    pub percent: u8,
-    pub progress: &'a str,
-}
-
-/// Saves the next step. `Ok(false)`: the claim is lost and nothing was saved.
-pub async fn save_step(pool: &PgPool, claim: &Claim, saved: &Saved<'_>) -> sqlx::Result<bool> {
+/// Asks the worker of a running job to stop it.
+pub async fn request_cancel(connection: &mut PgConnection, id: JobId) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE jobs SET step = $3, steps_done = steps_done + 1, percent = $4, progress = $5, attempts = 1, error = NULL, hint = NULL,
-             lease_until = now() + make_interval(secs => $6)
-         WHERE id = $1 AND fence = $2 AND state = 'running'",
+        "UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = $1 AND state = 'running'",
     )
-    .bind(claim.id.0)
-    .bind(claim.fence)
-    .bind(saved.step)
-    .bind(i16::from(saved.percent))
-    .bind(saved.progress)
-    .bind(LEASE_SECONDS)
-    .execute(pool)
-    .await
-    .map(|done| done.rows_affected() == 1)
+    .bind(id.0)
+    .execute(&mut *connection)
+    .await?;
+    tell_changed(connection, id).await
 }
 
-pub async fn succeed(pool: &PgPool, claim: &Claim, result: &Value) -> sqlx::Result<bool> {
+/// Lets a job that has ended wait again at `step`, with all its tries. An unfinished one with the same dedup key
+/// violates `jobs_one_unfinished`.
+pub async fn retry(connection: &mut PgConnection, id: JobId, step: &Value) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE jobs SET state = 'succeeded', percent = 100, progress = 'done', result = $3, error = NULL,
-             hint = NULL, finished_at = now(), lease_until = NULL
-         WHERE id = $1 AND fence = $2 AND state = 'running'",
+        "UPDATE jobs SET state = 'waiting', step = $2, attempts = 0, progress = 'waiting', error = NULL, hint = NULL,
+             run_at = now(), finished_at = NULL, cancel_requested_at = NULL
+         WHERE id = $1 AND state IN ('failed', 'cancelled')",
     )
-    .bind(claim.id.0)
-    .bind(claim.fence)
-    .bind(result)
-    .execute(pool)
-    .await
-    .map(|done| done.rows_affected() == 1)
+    .bind(id.0)
+    .bind(step)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&mut *connection).await?;
+    tell_changed(connection, id).await
 }
 
-/// Why a step did not work.
-#[derive(Debug)]
-pub struct Failure<'a> {
-    pub error: &'a str,
-    pub hint: Option<&'a str>,
-}
-
-/// Puts a job back for another try after `seconds`.
-pub async fn retry_later(
-    pool: &PgPool,
-    claim: &Claim,
-    failure: &Failure<'_>,
-    seconds: f64,
-) -> sqlx::Result<bool> {
-    sqlx::query(
-        "UPDATE jobs SET state = 'waiting', error = $3, hint = $4, run_at = now() + make_interval(secs => $5),
-             lease_until = NULL
-         WHERE id = $1 AND fence = $2 AND state = 'running'",
-    )
-    .bind(claim.id.0)
-    .bind(claim.fence)
-    .bind(failure.error)
-    .bind(failure.hint)
-    .bind(seconds)
-    .execute(pool)
-    .await
-    .map(|done| done.rows_affected() == 1)
-}
-
-/// Puts a job back that waits for something. It has not failed, so this is no try.
-pub async fn put_back(pool: &PgPool, claim: &Claim, seconds: f64) -> sqlx::Result<bool> {
-    sqlx::query(
-        "UPDATE jobs SET state = 'waiting', attempts = attempts - 1, run_at = now() + make_interval(secs => $3),
-             lease_until = NULL
-         WHERE id = $1 AND fence = $2 AND state = 'running'",
-    )
-    .bind(claim.id.0)
-    .bind(claim.fence)
-    .bind(seconds)
-    .execute(pool)
-    .await
-    .map(|done| done.rows_affected() == 1)
-}
-
-/// Ends a job that cannot succeed, in the transaction that cleans up after it.
-pub async fn fail(connection: &mut PgConnection, claim: &Claim, failure: &Failure<'_>) -> sqlx::Result<bool> {
-    sqlx::query(
-        "UPDATE jobs SET state = 'failed', progress = 'failed', error = $3, hint = $4, finished_at = now(),
-             lease_until = NULL
-         WHERE id = $1 AND fence = $2 AND state = 'running'",
-    )
-    .bind(claim.id.0)
-    .bind(claim.fence)
-    .bind(failure.error)
-    .bind(failure.hint)
-    .execute(connection)
-    .await
-    .map(|done| done.rows_affected() == 1)
+async fn tell_changed(connection: &mut PgConnection, id: JobId) -> sqlx::Result<()> {
+    sqlx::query("SELECT pg_notify($1, $2)")
+        .bind(CHANGES)
+        .bind(id.to_string())
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Whether a job of a kind failed a short while ago.
@@ -294,4 +316,31 @@ pub async fn counts(connection: &mut PgConnection) -> sqlx::Result<(i64, i64)> {
     )
     .fetch_one(connection)
     .await
+}
+
+/// Removes up to `rows` jobs that ended `days` days ago or earlier; says how many.
+pub async fn remove_finished(connection: &mut PgConnection, days: i32, rows: i64) -> sqlx::Result<u64> {
+    sqlx::query(
+        "DELETE FROM jobs WHERE id IN (
+             SELECT id FROM jobs WHERE finished_at < now() - make_interval(days => $1)
+             ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(days)
+    .bind(rows)
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected())
+}
+
+/// How many jobs of each tenant wait in each queue.
+pub async fn waiting(pool: &sqlx::PgPool) -> sqlx::Result<Vec<(Option<TenantId>, Queue, i64)>> {
+    let rows: Vec<(Option<Uuid>, String, i64)> = sqlx::query_as(
+        "SELECT tenant_id, queue, count(*) FROM jobs WHERE state = 'waiting' GROUP BY tenant_id, queue LIMIT 10000",
+    )
+    .fetch_all(pool)
+    .await?;
+    let known = |(tenant, queue, count): (Option<Uuid>, String, i64)| {
+        Some((tenant.map(TenantId), Queue::try_from(queue).ok()?, count))
+    };
+    Ok(rows.into_iter().filter_map(known).collect())
 }

@@ -2,10 +2,14 @@
 
 use loomworks_core::ids::{ApiKeyId, TenantId};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::Time;
+use crate::page::Asked;
+
+/// The channel on which the id of a key that was changed is told, by a trigger on the table.
+pub const CHANNEL: &str = "loomworks_keys";
 
 /// A key, as shown: everything but the key.
 #[derive(Clone, Debug, Serialize, Deserialize, FromRow, utoipa::ToSchema)]
@@ -14,15 +18,31 @@ pub struct KeyInfo {
     #[schema(value_type = Uuid)]
     pub id: ApiKeyId,
     pub tenant_id: Option<Uuid>,
-    /// `operator`, `gateway` or `tenant_admin`.
+    /// `operator`, `gateway`, `tenant_admin` or `tenant_user`.
     pub scope: String,
+    /// What of the scope's rights it has: `read`, `work`, `manage`.
+    pub permissions: Vec<String>,
+    /// `live`, `test` or `dev`.
+    pub environment: String,
     pub name: String,
+    /// The beginning of the key, to tell keys apart.
     pub prefix: String,
+    pub created_by: String,
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Time,
     #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Time>,
+    /// To the minute.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_used_at: Option<Time>,
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub revoked_at: Option<Time>,
+    /// The key that this one was made to replace.
+    pub replaces: Option<Uuid>,
 }
+
+const COLUMNS: &str = "id, tenant_id, scope, permissions, environment, name, prefix, created_by, created_at, \
+                       expires_at, last_used_at, revoked_at, replaces";
 
 /// What is needed to check a key.
 #[derive(Clone, Debug, FromRow)]
@@ -31,8 +51,11 @@ pub struct Stored {
     pub id: ApiKeyId,
     pub tenant_id: Option<Uuid>,
     pub scope: String,
+    pub permissions: Vec<String>,
     pub name: String,
     pub hash: String,
+    /// How long it is good for. Nothing: for ever.
+    pub seconds_left: Option<f64>,
 }
 
 /// A key that is to be.
@@ -40,58 +63,128 @@ pub struct Stored {
 pub struct New<'a> {
     pub tenant: Option<TenantId>,
     pub scope: &'a str,
+    pub permissions: &'a [&'a str],
+    pub environment: &'a str,
     pub name: &'a str,
     pub prefix: &'a str,
     pub hash: &'a str,
     pub mac: &'a [u8],
+    pub created_by: &'a str,
+    pub expires_at: Option<Time>,
+    pub replaces: Option<ApiKeyId>,
 }
 
 pub async fn insert(connection: &mut PgConnection, new: &New<'_>) -> sqlx::Result<KeyInfo> {
-    sqlx::query_as(
-        "INSERT INTO api_keys (id, tenant_id, scope, name, prefix, hash, mac) VALUES ($1, $2, $3, $4, $5, $6, $7)
-         RETURNING id, tenant_id, scope, name, prefix, created_at, revoked_at",
-    )
-    .bind(Uuid::new_v4())
-    .bind(new.tenant.map(|tenant| tenant.0))
-    .bind(new.scope)
-    .bind(new.name)
-    .bind(new.prefix)
-    .bind(new.hash)
-    .bind(new.mac)
-    .fetch_one(connection)
-    .await
+    let sql = format!(
+        "INSERT INTO api_keys (id, tenant_id, scope, permissions, environment, name, prefix, hash, mac, created_by,
+             expires_at, replaces)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING {COLUMNS}"
+    );
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(Uuid::new_v4())
+        .bind(new.tenant.map(|tenant| tenant.0))
+        .bind(new.scope)
+        .bind(new.permissions)
+        .bind(new.environment)
+        .bind(new.name)
+        .bind(new.prefix)
+        .bind(new.hash)
+        .bind(new.mac)
+        .bind(new.created_by)
+        .bind(new.expires_at)
+        .bind(new.replaces.map(|id| id.0))
+        .fetch_one(connection)
+        .await
 }
 
-/// The key with this keyed checksum, unless it was revoked.
+/// The key with this keyed checksum, if it is good now.
 pub async fn find(pool: &PgPool, mac: &[u8]) -> sqlx::Result<Option<Stored>> {
     sqlx::query_as(
-        "SELECT id, tenant_id, scope, name, hash FROM api_keys WHERE mac = $1 AND revoked_at IS NULL",
+        "SELECT id, tenant_id, scope, permissions, name, hash,
+             extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds_left
+         FROM api_keys
+         WHERE mac = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())",
     )
     .bind(mac)
     .fetch_optional(pool)
     .await
 }
 
-pub async fn list(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<Vec<KeyInfo>> {
-    sqlx::query_as(
-        "SELECT id, tenant_id, scope, name, prefix, created_at, revoked_at FROM api_keys WHERE tenant_id = $1
-         ORDER BY created_at DESC, id LIMIT 1000",
-    )
-    .bind(tenant.0)
-    .fetch_all(connection)
-    .await
+/// Where a page of keys begins.
+pub type After = (Time, Uuid);
+
+/// The keys of a tenant, or the platform's own, newest first.
+pub async fn list(
+    connection: &mut PgConnection,
+    tenant: Option<TenantId>,
+    asked: &Asked<After>,
+) -> sqlx::Result<Vec<KeyInfo>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM api_keys WHERE tenant_id IS NOT DISTINCT FROM $1
+             AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3))
+         ORDER BY created_at DESC, id DESC LIMIT $4"
+    );
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(tenant.map(|tenant| tenant.0))
+        .bind(asked.after.map(|after| after.0))
+        .bind(asked.after.map(|after| after.1))
+        .bind(asked.rows())
+        .fetch_all(connection)
+        .await
 }
 
-/// `Ok(false)`: the tenant has no such key.
-pub async fn revoke(connection: &mut PgConnection, tenant: TenantId, id: ApiKeyId) -> sqlx::Result<bool> {
+/// One key of a tenant, or of the platform's own.
+pub async fn get(
+    connection: &mut PgConnection,
+    tenant: Option<TenantId>,
+    id: ApiKeyId,
+) -> sqlx::Result<Option<KeyInfo>> {
+    let sql = format!("SELECT {COLUMNS} FROM api_keys WHERE tenant_id IS NOT DISTINCT FROM $1 AND id = $2");
+    sqlx::query_as(AssertSqlSafe(sql))
+        .bind(tenant.map(|tenant| tenant.0))
+        .bind(id.0)
+        .fetch_optional(connection)
+        .await
+}
+
+/// `Ok(false)`: there is no such key.
+pub async fn revoke(
+    connection: &mut PgConnection,
+    tenant: Option<TenantId>,
+    id: ApiKeyId,
+) -> sqlx::Result<bool> {
     sqlx::query(
-        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE tenant_id = $1 AND id = $2",
+        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
+         WHERE tenant_id IS NOT DISTINCT FROM $1 AND id = $2",
     )
-    .bind(tenant.0)
+    .bind(tenant.map(|tenant| tenant.0))
     .bind(id.0)
     .execute(connection)
     .await
     .map(|done| done.rows_affected() == 1)
+}
+
+/// Lets a key that is good end after some minutes, or when it would have ended anyway. `Ok(false)`: it is not good
+/// any more. Whoever does the same at the same time waits here, and then finds that.
+pub async fn expire_in(connection: &mut PgConnection, id: ApiKeyId, minutes: i32) -> sqlx::Result<bool> {
+    sqlx::query(
+        "UPDATE api_keys SET expires_at = least(expires_at, now() + make_interval(mins => $2))
+         WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
+    )
+    .bind(id.0)
+    .bind(minutes)
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected() == 1)
+}
+
+/// Notes that these keys were used just now.
+pub async fn record_use(pool: &PgPool, ids: &[Uuid]) -> sqlx::Result<()> {
+    sqlx::query("UPDATE api_keys SET last_used_at = now() WHERE id = ANY($1)")
+        .bind(ids)
+        .execute(pool)
+        .await
+        .map(drop)
 }
 
 /// Revokes the platform's keys of this scope and name.

@@ -6,6 +6,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::Time;
+use crate::page::Asked;
 
 /// An AI session, as shown to whoever may see it. Its password is shown once, when it is opened.
 #[derive(Clone, Debug, Serialize, Deserialize, FromRow, utoipa::ToSchema)]
@@ -76,12 +77,27 @@ pub async fn get(
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).bind(id.0).fetch_optional(connection).await
 }
 
-/// The newest sessions of a tenant.
-pub async fn list(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<Vec<Session>> {
+/// Where a page of sessions begins.
+pub type After = (Time, Uuid);
+
+/// The sessions of a tenant, newest first.
+pub async fn list(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    asked: &Asked<After>,
+) -> sqlx::Result<Vec<Session>> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM ai_sessions WHERE tenant_id = $1 ORDER BY created_at DESC, id LIMIT 1000"
+        "SELECT {COLUMNS} FROM ai_sessions WHERE tenant_id = $1
+             AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3))
+         ORDER BY created_at DESC, id DESC LIMIT $4"
     );
-    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_all(connection).await
+    sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(tenant.0)
+        .bind(asked.after.map(|after| after.0))
+        .bind(asked.after.map(|after| after.1))
+        .bind(asked.rows())
+        .fetch_all(connection)
+        .await
 }
 
 /// Moves a session on in its life. A state it has left already does not come back.

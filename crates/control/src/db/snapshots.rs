@@ -7,6 +7,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::Time;
+use crate::page::Asked;
 
 /// A snapshot, as shown to whoever may see it.
 #[derive(Clone, Debug, Serialize, Deserialize, FromRow, utoipa::ToSchema)]
@@ -96,12 +97,35 @@ pub async fn get(
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).bind(id.0).fetch_optional(connection).await
 }
 
-/// The newest snapshots of a tenant.
-pub async fn list(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<Vec<Snapshot>> {
+/// Where a page of snapshots begins.
+pub type After = (Time, Uuid);
+
+/// The snapshots of a tenant, newest first.
+pub async fn list(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    asked: &Asked<After>,
+) -> sqlx::Result<Vec<Snapshot>> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM snapshots WHERE tenant_id = $1 ORDER BY created_at DESC, id LIMIT 1000"
+        "SELECT {COLUMNS} FROM snapshots WHERE tenant_id = $1
+             AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3))
+         ORDER BY created_at DESC, id DESC LIMIT $4"
     );
-    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_all(connection).await
+    sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(tenant.0)
+        .bind(asked.after.map(|after| after.0))
+        .bind(asked.after.map(|after| after.1))
+        .bind(asked.rows())
+        .fetch_all(connection)
+        .await
+}
+
+/// The newest snapshot of a tenant that can be restored.
+pub async fn newest_ready(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<Option<Snapshot>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM snapshots WHERE tenant_id = $1 AND state = 'ready' ORDER BY created_at DESC LIMIT 1"
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_optional(connection).await
 }
 
 /// Notes where the snapshot is, unless that is noted: the first position is the one that counts.
@@ -140,6 +164,15 @@ pub async fn record_ready(
     .execute(connection)
     .await
     .map(drop)
+}
+
+/// One that failed is tried again.
+pub async fn record_creating_again(connection: &mut PgConnection, id: SnapshotId) -> sqlx::Result<()> {
+    sqlx::query("UPDATE snapshots SET state = 'creating' WHERE id = $1 AND state = 'failed'")
+        .bind(id.0)
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 pub async fn record_failed(connection: &mut PgConnection, id: SnapshotId) -> sqlx::Result<()> {

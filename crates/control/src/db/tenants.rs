@@ -2,12 +2,13 @@
 
 use loomworks_core::ids::{JobId, TenantId};
 use loomworks_core::name::Subdomain;
-use loomworks_core::tenant::TenantState;
+use loomworks_core::tenant::{Limits, TenantState, Tier};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::{Time, on_constraint};
+use super::{Date, Time, on_constraint};
 use crate::error::Error;
 
 /// A tenant, as shown to whoever may see it.
@@ -24,14 +25,43 @@ pub struct Tenant {
     #[sqlx(try_from = "String")]
     #[schema(value_type = String, example = "active")]
     pub state: TenantState,
+    /// Why it is suspended, for its people too.
     pub suspension_reason: Option<String>,
+    pub suspended_by: Option<String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub suspended_at: Option<Time>,
+    /// `operator`, or `subscription` when its end did it.
+    pub suspension_cause: Option<String>,
+    pub archive_reason: Option<String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub archived_at: Option<Time>,
+    /// Until then its data is kept and it can be taken back.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub archived_until: Option<Time>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub destroyed_at: Option<Time>,
     pub profile: String,
-    pub tier: String,
+    #[sqlx(try_from = "String")]
+    #[schema(value_type = String, example = "basic")]
+    pub tier: Tier,
+    /// The first day that is not paid for. Nothing: it does not end.
+    #[schema(value_type = Option<String>, format = Date)]
+    pub subscription_expires: Option<Date>,
+    /// What is in force: its own limit, or else its tier's.
     pub max_users: i32,
     pub max_storage_gb: f64,
     pub max_ai_operations_daily: i32,
+    /// What it has of its own, whatever its tier gives.
+    pub own_max_users: Option<i32>,
+    pub own_max_storage_gb: Option<f64>,
+    pub own_max_ai_operations_daily: Option<i32>,
+    /// The operator's notes about it, free of form.
+    #[schema(value_type = Object)]
+    pub settings: Value,
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Time,
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Time,
 }
 
 /// The names that a tenant's roles have in the cluster.
@@ -57,29 +87,98 @@ pub struct Credentials {
     pub app_password_wrapped: Vec<u8>,
 }
 
-const COLUMNS: &str = "id, name, subdomain, database_name, state, suspension_reason, profile, tier, max_users, \
-                       max_storage_gb, max_ai_operations_daily, created_at";
+/// What is in force for the tenant `t`: its own limit, or else its tier's. For a `LATERAL` join; nowhere else in SQL
+/// are the two put together.
+pub const LIMITS_IN_FORCE: &str = "(SELECT coalesce(t.max_users, tiers.max_users) AS max_users, \
+    coalesce(t.max_storage_gb, tiers.max_storage_gb) AS max_storage_gb, \
+    coalesce(t.max_ai_operations_daily, tiers.max_ai_operations_daily) AS max_ai_operations_daily \
+    FROM tiers WHERE tiers.name = t.tier)";
 
-/// The id of the tenant that has this id or this subdomain.
+const COLUMNS: &str = "t.id, t.name, subdomain, database_name, state, suspension_reason, suspended_by, suspended_at, \
+    suspension_cause, archive_reason, archived_at, archived_until, destroyed_at, profile, tier, subscription_expires, \
+    l.max_users, l.max_storage_gb, l.max_ai_operations_daily, t.max_users AS own_max_users, \
+    t.max_storage_gb AS own_max_storage_gb, t.max_ai_operations_daily AS own_max_ai_operations_daily, settings, \
+    t.created_at, t.updated_at";
+
+/// What [`COLUMNS`] are selected from.
+fn from() -> String {
+    format!("tenants t CROSS JOIN LATERAL {LIMITS_IN_FORCE} l")
+}
+
+/// The id of the tenant that has this id or this subdomain. One that was destroyed is none.
 pub async fn find_id(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<TenantId>> {
-    sqlx::query_scalar::<_, Uuid>("SELECT id FROM tenants WHERE id::text = $1 OR subdomain = $1")
-        .bind(name)
-        .fetch_optional(connection)
-        .await
-        .map(|id| id.map(TenantId))
+    let query = match name.parse::<Uuid>() {
+        Ok(id) => sqlx::query_scalar::<_, Uuid>(
+            "SELECT id FROM tenants WHERE (id = $1 OR subdomain = $2) AND state <> 'destroyed'",
+        )
+        .bind(id),
+        Err(_) => sqlx::query_scalar::<_, Uuid>(
+            "SELECT id FROM tenants WHERE ($1::uuid IS NULL AND subdomain = $2) AND state <> 'destroyed'",
+        )
+        .bind(None::<Uuid>),
+    };
+    query.bind(name).fetch_optional(connection).await.map(|id| id.map(TenantId))
 }
 
 pub async fn get(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<Tenant> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM tenants WHERE id = $1")))
+    find(connection, id).await?.ok_or(sqlx::Error::RowNotFound)
+}
+
+/// The tenant of this id, also when it was destroyed.
+pub async fn find(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<Option<Tenant>> {
+    sqlx::query_as(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM {} WHERE t.id = $1", from())))
         .bind(id.0)
-        .fetch_one(connection)
+        .fetch_optional(connection)
         .await
 }
 
-pub async fn list(connection: &mut PgConnection) -> sqlx::Result<Vec<Tenant>> {
+/// What a tenant may use now: its own limits, what it leaves open from its tier.
+pub async fn limits(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<Limits> {
+    let sql = format!(
+        "SELECT l.max_users, l.max_storage_gb, l.max_ai_operations_daily FROM {} WHERE t.id = $1",
+        from()
+    );
+    let (max_users, max_storage_gb, max_ai_operations_daily) =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id.0).fetch_one(connection).await?;
+    Ok(Limits { max_users, max_storage_gb, max_ai_operations_daily })
+}
+
+/// Which tenants somebody wants to see.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Nothing: all but those that were destroyed.
+    pub state: Option<TenantState>,
+    pub tier: Option<Tier>,
+    /// In the name or in the subdomain.
+    pub text: Option<String>,
+}
+
+/// A list is sorted by this. The id tells those apart that had the same subdomain one after the other.
+pub type ListKey = (String, Uuid);
+
+/// The tenants, by subdomain, after a key.
+pub async fn list(
+    connection: &mut PgConnection,
+    filter: &Filter,
+    after: Option<&ListKey>,
+    rows: i64,
+) -> sqlx::Result<Vec<Tenant>> {
+    let (subdomain, id) = after.cloned().unzip();
     sqlx::query_as(sqlx::AssertSqlSafe(format!(
-        "SELECT {COLUMNS} FROM tenants ORDER BY subdomain LIMIT 10000"
+        "SELECT {COLUMNS} FROM {}
+         WHERE ($1::text IS NULL OR (subdomain, t.id) > ($1, $2))
+         AND CASE WHEN $3::text IS NULL THEN state <> 'destroyed' ELSE state = $3 END
+         AND ($4::text IS NULL OR tier = $4)
+         AND ($5::text IS NULL OR strpos(lower(t.name), lower($5)) > 0 OR strpos(subdomain, lower($5)) > 0)
+         ORDER BY subdomain, t.id LIMIT $6",
+        from()
     )))
+    .bind(subdomain)
+    .bind(id)
+    .bind(filter.state.map(TenantState::as_str))
+    .bind(filter.tier.map(Tier::as_str))
+    .bind(filter.text.as_deref())
+    .bind(rows)
     .fetch_all(connection)
     .await
 }
@@ -181,14 +280,15 @@ pub async fn credentials(connection: &mut PgConnection, id: TenantId) -> sqlx::R
     .await
 }
 
-/// The credentials of all tenants that an app serves.
+/// The credentials of all tenants that an app serves, or will when they are made.
 pub async fn credentials_of_profile(
     connection: &mut PgConnection,
     profile: &str,
 ) -> sqlx::Result<Vec<Credentials>> {
     sqlx::query_as(
         "SELECT tenant_id, database_name, app_role, app_password_wrapped
-         FROM tenant_credentials JOIN tenants ON tenants.id = tenant_id WHERE profile = $1 ORDER BY database_name",
+         FROM tenant_credentials JOIN tenants ON tenants.id = tenant_id
+         WHERE profile = $1 AND state IN ('provisioning', 'active', 'suspended') ORDER BY database_name",
     )
     .bind(profile)
     .fetch_all(connection)
@@ -292,4 +392,30 @@ pub async fn record_dropped(connection: &mut PgConnection, id: TenantId, oid: i6
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// All databases that a tenant has, or had and that are noted.
+pub async fn databases(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<Vec<TenantDatabase>> {
+    sqlx::query_as("SELECT oid, name FROM tenant_databases WHERE tenant_id = $1 ORDER BY oid LIMIT 1000")
+        .bind(id.0)
+        .fetch_all(connection)
+        .await
+}
+
+/// Notes a database of a tenant that is about to be dropped, if it was not known.
+pub async fn record_found(
+    connection: &mut PgConnection,
+    id: TenantId,
+    database: &TenantDatabase,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO tenant_databases (tenant_id, oid, name, role) VALUES ($1, $2, $3, 'dropped')
+         ON CONFLICT (tenant_id, oid) DO NOTHING",
+    )
+    .bind(id.0)
+    .bind(database.oid)
+    .bind(&database.name)
+    .execute(connection)
+    .await
+    .map(drop)
 }

@@ -13,7 +13,7 @@ use crate::World;
 use crate::db::sessions::{self, Session};
 use crate::db::snapshots;
 use crate::error::Error;
-use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 
 /// How often it is looked whether the snapshot has its position.
 const POLL: Duration = Duration::from_millis(20);
@@ -38,6 +38,7 @@ pub enum OpenStep {
 
 impl Work for OpenSession {
     const KIND: &'static str = "open_session";
+    const QUEUE: Queue = Queue::HighPriority;
     type Step = OpenStep;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -114,6 +115,7 @@ pub enum CloseStep {
 
 impl Work for CloseSession {
     const KIND: &'static str = "close_session";
+    const QUEUE: Queue = Queue::HighPriority;
     type Step = CloseStep;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -135,6 +137,11 @@ impl Work for CloseSession {
             CloseStep::Record => (90, "closing the session"),
         };
         Progress { percent, words }
+    }
+
+    /// A login that was to be taken away must not stay.
+    fn can_cancel(_: &CloseStep) -> bool {
+        false
     }
 
     async fn run(&self, step: &CloseStep, world: &World, _: &Context) -> Result<Then<CloseStep>, StepError> {

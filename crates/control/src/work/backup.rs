@@ -9,7 +9,7 @@ use serde_json::json;
 use super::snapshot::ARCHIVE_POLL;
 use crate::World;
 use crate::error::{Error, chain};
-use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TakeBackup {}
@@ -25,6 +25,7 @@ pub enum Step {
 
 impl Work for TakeBackup {
     const KIND: &'static str = "backup";
+    const QUEUE: Queue = Queue::LowPriority;
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::World;
 use crate::db::tenants::{self, TenantDatabase};
 use crate::jobs::runner::nothing;
-use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DropFormer {
@@ -23,6 +23,7 @@ pub enum Step {
 
 impl Work for DropFormer {
     const KIND: &'static str = "drop_former";
+    const QUEUE: Queue = Queue::LowPriority;
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {

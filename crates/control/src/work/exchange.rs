@@ -25,7 +25,7 @@ use crate::World;
 use crate::db::routes;
 use crate::db::tenants::{self, TenantDatabase};
 use crate::error::Error;
-use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 
 /// How long requests that are under way may take before the exchange goes on without them. Shorter than the
 /// gateways' own patience, so that those which wait are not refused.
@@ -69,6 +69,11 @@ impl Exchange {
             Self::Publish { .. } => (96, "letting requests go on"),
         };
         Progress { percent, words }
+    }
+
+    /// Until the databases change their names, ending the hold is all there is to put right.
+    pub(crate) fn can_cancel(&self) -> bool {
+        matches!(self, Self::Hold { .. } | Self::Drain { .. })
     }
 
     pub(crate) async fn run(
@@ -188,6 +193,7 @@ pub struct SwapBack {
 
 impl Work for SwapBack {
     const KIND: &'static str = "swap_back";
+    const QUEUE: Queue = Queue::HighPriority;
     type Step = Exchange;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -219,7 +225,21 @@ impl Work for SwapBack {
         })
     }
 
+    fn can_cancel(step: &Exchange) -> bool {
+        step.can_cancel()
+    }
+
     async fn give_up(&self, connection: &mut PgConnection, context: &Context) -> Result<(), Error> {
         give_up(connection, context).await
+    }
+
+    /// Its hold is over, and which database is the former one may have changed since.
+    async fn take_up(
+        &self,
+        _: &Exchange,
+        _: &mut PgConnection,
+        _: &Context,
+    ) -> Result<Option<Exchange>, Error> {
+        Ok(None)
     }
 }

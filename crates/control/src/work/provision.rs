@@ -1,21 +1,35 @@
-//! Making a tenant: roles, database, content, capture, credentials, route.
+//! Making a tenant: a database copied from its profile's template, roles, the app's first user, a route.
+//!
+//! ```text
+//! Database   takes a copy that waits in the pool, or finds that there is none
+//! AwaitTemplate, Copy   only then: makes a copy now
+//! Admin      only if the profile makes a first user
+//! Publish    credentials, then the transaction that makes it a tenant
+//! ```
 
-use loomworks_core::ExposeSecret;
+use std::time::Duration;
+
 use loomworks_core::ids::TenantId;
 use loomworks_core::tenant::{Change, TenantState};
+use loomworks_core::{ExposeSecret, SecretString};
+use loomworks_postgres::databases::Rename;
 use loomworks_postgres::roles::{self, Login, Verifier};
-use loomworks_postgres::{PgConnectOptions, databases};
+use loomworks_postgres::{databases, handover};
+use loomworks_undo::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::postgres::PgSslMode;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::PgConnection;
 
+use super::template::{self, App};
 use crate::World;
-use crate::credentials::{app_password_purpose, write_password_file};
+use crate::credentials::{app_password_purpose, random_password, write_password_file};
+use crate::db::jobs::Queue;
+use crate::db::templates::{self, PoolDatabase, TemplateState};
 use crate::db::tenants::{self, Names, TenantDatabase};
-use crate::db::{self, routes};
+use crate::db::{self, routes, usage};
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::profile::{Admin, Profile};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Provision {
@@ -25,16 +39,19 @@ pub struct Provision {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    Roles,
     Database,
-    Fill,
-    Capture,
-    Credentials,
+    AwaitTemplate,
+    Copy { template: String },
+    Admin,
     Publish,
 }
 
+/// How often it is looked whether the template is there.
+const POLL: Duration = Duration::from_millis(100);
+
 impl Work for Provision {
     const KIND: &'static str = "provision";
+    const QUEUE: Queue = Queue::HighPriority;
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -46,17 +63,16 @@ impl Work for Provision {
     }
 
     fn first(&self) -> Step {
-        Step::Roles
+        Step::Database
     }
 
     fn progress(step: &Step) -> Progress {
         let (percent, words) = match step {
-            Step::Roles => (0, "making roles"),
-            Step::Database => (10, "making the database"),
-            Step::Fill => (20, "filling the database"),
-            Step::Capture => (70, "installing the operation log"),
-            Step::Credentials => (85, "handing the app its credentials"),
-            Step::Publish => (95, "publishing the route"),
+            Step::Database => (0, "looking for a database that waits"),
+            Step::AwaitTemplate => (5, "waiting for the profile's template"),
+            Step::Copy { .. } => (20, "copying the profile's template"),
+            Step::Admin => (70, "making the app's first user"),
+            Step::Publish => (90, "publishing the route"),
         };
         Progress { percent, words }
     }
@@ -64,34 +80,123 @@ impl Work for Provision {
     async fn run(&self, step: &Step, world: &World, context: &Context) -> Result<Then<Step>, StepError> {
         let mut mgmt = world.db.platform.acquire().await?;
         let names = tenants::names(&mut mgmt, self.tenant).await?;
-        drop(mgmt);
+        let profile = world.profiles.get(&names.profile).ok_or_else(|| {
+            StepError::permanent(
+                format!("there is no profile `{}`", names.profile),
+                "start the platform with `--profile FILE` for it",
+            )
+        })?;
+        let template = world.template(profile);
+        let next = if profile.admin.is_some() { Step::Admin } else { Step::Publish };
         match step {
-            Step::Roles => make_roles(world, &names).await.map(|()| Then::Next(Step::Database)),
-            Step::Database => make_database(world, &names).await.map(|()| Then::Next(Step::Fill)),
-            Step::Fill => fill(world, &names).await.map(|()| Then::Next(Step::Capture)),
-            Step::Capture => {
-                let mut inside = world.cluster.connect(&names.database_name).await?;
-                loomworks_undo::install(&mut inside, &names.owner_role).await.map_err(Error::from)?;
-                Ok(Then::Next(Step::Credentials))
+            Step::Database => {
+                // Of templates as they are now only. What was claimed already is gone on with.
+                if let Some(copy) = templates::claim(&mut mgmt, self.tenant, &template).await? {
+                    drop(mgmt);
+                    take(world, &names, profile, &copy).await?;
+                    return Ok(Then::Next(next));
+                }
+                match templates::state(&mut mgmt, &template).await? {
+                    TemplateState::Ready => Ok(Then::Next(Step::Copy { template })),
+                    TemplateState::Building => Ok(Then::Next(Step::AwaitTemplate)),
+                    TemplateState::Missing | TemplateState::Failed => {
+                        drop(mgmt);
+                        let mut transaction = world.db.platform.begin().await?;
+                        template::request(&mut transaction, &names.profile, &template, &context.requested_by)
+                            .await?;
+                        transaction.commit().await?;
+                        Ok(Then::Next(Step::AwaitTemplate))
+                    }
+                }
             }
-            Step::Credentials => {
-                write_password_file(world, &names.profile).await?;
+            Step::AwaitTemplate => match templates::state(&mut mgmt, &template).await? {
+                TemplateState::Ready => Ok(Then::Next(Step::Copy { template })),
+                TemplateState::Building => Ok(Then::Later(POLL)),
+                TemplateState::Missing => Ok(Then::Next(Step::Database)),
+                TemplateState::Failed => {
+                    let why = templates::why_failed(&mut mgmt, &template::dedup_key(&template)).await?;
+                    let (error, hint) = why.unwrap_or_default();
+                    Err(StepError {
+                        message: format!(
+                            "the template of profile `{}` was not built: {error}",
+                            names.profile
+                        ),
+                        hint,
+                        retry: false,
+                    })
+                }
+            },
+            Step::Copy { template: chosen } => {
+                drop(mgmt);
+                match copy(world, &names, profile, chosen, *chosen == template).await? {
+                    true => Ok(Then::Next(next)),
+                    // It is an old one now, or was dropped.
+                    false => Ok(Then::Next(Step::Database)),
+                }
+            }
+            Step::Admin => {
+                let wanted = templates::wanted_admin(&mut mgmt, self.tenant).await?;
+                drop(mgmt);
+                if let (Some(wanted), Some(admin)) = (wanted, &profile.admin) {
+                    let purpose = admin_password_purpose(self.tenant);
+                    let password = world.master_key.unwrap(&wanted.password_wrapped, &purpose)?;
+                    make_admin(world, &names, admin, &wanted.login, &password).await?;
+                }
                 Ok(Then::Next(Step::Publish))
             }
-            Step::Publish => publish(world, &names, context).await,
+            Step::Publish => {
+                drop(mgmt);
+                publish(world, &names, context).await
+            }
         }
     }
 }
 
-/// The owner, as whom nobody logs in, and the app's login, which acts as the owner.
-async fn make_roles(world: &World, names: &Names) -> Result<(), StepError> {
-    let mut mgmt = world.db.platform.acquire().await?;
-    let credentials = tenants::credentials(&mut mgmt, names.id).await?;
-    drop(mgmt);
-    let password =
-        world.master_key.unwrap(&credentials.app_password_wrapped, &app_password_purpose(names.id))?;
+/// The tenant's own names for a database that waited, and its roles. Nobody has been in it since it was made.
+async fn take(world: &World, names: &Names, profile: &Profile, copy: &PoolDatabase) -> Result<(), StepError> {
     let mut admin = world.cluster.connect("postgres").await?;
+    let there = databases::oid(&mut admin, &names.database_name).await?.map(i64::from);
+    if there.is_none() || there != copy.oid {
+        // Both names change or none. A database that has the name already and is another one is an error here.
+        let database = Rename { from: &copy.name, to: &names.database_name };
+        let owner = Rename { from: &copy.name, to: &names.owner_role };
+        databases::rename_with_owner(&mut admin, &database, &owner).await?;
+    }
+    make_login(world, &mut admin, names).await?;
+    let mut inside = world.cluster.connect(&names.database_name).await?;
+    set_limits(world, &mut inside, names.id, profile).await
+}
+
+/// A copy made now. `Ok(false)`: not of this template.
+async fn copy(
+    world: &World,
+    names: &Names,
+    profile: &Profile,
+    template: &str,
+    current: bool,
+) -> Result<bool, StepError> {
+    let mut admin = world.cluster.connect("postgres").await?;
+    if databases::oid(&mut admin, &names.database_name).await?.is_none() {
+        let template_is_there = databases::oid(&mut admin, template).await?.is_some();
+        if !current || !template_is_there {
+            return Ok(false);
+        }
+    }
     roles::ensure_group(&mut admin, &names.owner_role).await?;
+    databases::ensure_clone(&mut admin, &names.database_name, template).await?;
+    let mut inside = world.cluster.connect(&names.database_name).await?;
+    handover::hand_over(&mut inside, template, &names.owner_role).await.map_err(Error::TenantDatabase)?;
+    loomworks_undo::admit(&mut inside, &names.owner_role).await.map_err(Error::from)?;
+    set_limits(world, &mut inside, names.id, profile).await?;
+    make_login(world, &mut admin, names).await?;
+    databases::open_to(&mut admin, &names.database_name, &names.owner_role).await?;
+    databases::admit_everybody_granted(&mut admin, &names.database_name).await?;
+    Ok(true)
+}
+
+/// The app's login, which acts as the owner.
+async fn make_login(world: &World, admin: &mut PgConnection, names: &Names) -> Result<(), StepError> {
+    let password = app_password(world, names.id).await?;
     let login = Login {
         role: &names.app_role,
         verifier: &Verifier::of(&password),
@@ -99,68 +204,96 @@ async fn make_roles(world: &World, names: &Names) -> Result<(), StepError> {
         valid_until: None,
         connection_limit: None,
     };
-    Ok(roles::ensure_login(&mut admin, &login).await?)
+    Ok(roles::ensure_login(admin, &login).await?)
 }
 
-async fn make_database(world: &World, names: &Names) -> Result<(), StepError> {
-    let mut admin = world.cluster.connect("postgres").await?;
-    databases::ensure(&mut admin, &names.database_name, &names.owner_role).await?;
-    let mut inside = world.cluster.connect(&names.database_name).await?;
-    Ok(databases::close_public_schema(&mut inside, &names.owner_role).await?)
-}
-
-/// Runs the profile's statements as the app itself would, so that what they make belongs to the owner and a mistake
-/// in them has no more rights than the app.
-async fn fill(world: &World, names: &Names) -> Result<(), StepError> {
-    let profile = world.profiles.get(&names.profile).ok_or_else(|| {
-        StepError::permanent(
-            format!("there is no profile `{}`", names.profile),
-            "start the platform with `--profile FILE` for it",
-        )
-    })?;
+async fn app_password(world: &World, tenant: TenantId) -> Result<SecretString, Error> {
     let mut mgmt = world.db.platform.acquire().await?;
-    let credentials = tenants::credentials(&mut mgmt, names.id).await?;
-    drop(mgmt);
-    let password =
-        world.master_key.unwrap(&credentials.app_password_wrapped, &app_password_purpose(names.id))?;
-    let mut connection = PgConnectOptions::new_without_pgpass()
-        .host("127.0.0.1")
-        .port(world.cluster.port)
-        .username(&names.app_role)
-        .password(password.expose_secret())
-        .database(&names.database_name)
-        .ssl_mode(PgSslMode::Disable)
-        .connect()
-        .await
-        .map_err(Error::TenantDatabase)?;
-    // One transaction: either all of it is there or nothing, so what is there was filled whole.
-    if has_tables(&mut connection).await.map_err(Error::TenantDatabase)? {
-        return Ok(());
-    }
-    let mut transaction = connection.begin().await.map_err(Error::TenantDatabase)?;
-    for statements in &profile.init_sql {
-        transaction
-            .execute(sqlx::raw_sql(AssertSqlSafe(statements.clone())))
-            .await
-            .map_err(Error::TenantDatabase)?;
-    }
-    transaction.commit().await.map_err(Error::TenantDatabase)?;
-    connection.execute("ANALYZE").await.map_err(Error::TenantDatabase)?;
-    Ok(())
+    let credentials = tenants::credentials(&mut mgmt, tenant).await?;
+    world.master_key.unwrap(&credentials.app_password_wrapped, &app_password_purpose(tenant))
 }
 
-async fn has_tables(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-         WHERE relkind IN ('r', 'p') AND nspname NOT IN ('pg_catalog', 'information_schema', 'loomworks')
-         AND relpersistence <> 't')",
-    )
-    .fetch_one(connection)
-    .await
+/// Tells the tenant's database its limits. That it knows them is noted when the tenant becomes active.
+async fn set_limits(
+    world: &World,
+    inside: &mut PgConnection,
+    tenant: TenantId,
+    profile: &Profile,
+) -> Result<(), StepError> {
+    let mut mgmt = world.db.platform.acquire().await?;
+    let limits = tenants::limits(&mut mgmt, tenant).await?;
+    drop(mgmt);
+    let limits = Limits {
+        users: profile.users(),
+        max_users: Some(limits.max_users),
+        max_ai_operations_daily: Some(limits.max_ai_operations_daily),
+    };
+    Ok(loomworks_undo::set_limits(inside, &limits).await.map_err(Error::from)?)
+}
+
+/// What the wrapped password of an app's first user is bound to.
+#[must_use]
+pub fn admin_password_purpose(tenant: TenantId) -> String {
+    format!("admin password of tenant {tenant}")
+}
+
+/// The app's first user, as whoever asked for the tenant is told of him: this once.
+pub struct NewAdmin {
+    pub login: String,
+    pub password: SecretString,
+}
+
+/// Notes in the transaction that writes a tenant down that it is to have a first user. `None`: the profile makes none.
+pub async fn want_admin(
+    world: &World,
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    profile: &str,
+    login: Option<&str>,
+) -> Result<Option<NewAdmin>, Error> {
+    if world.profiles.get(profile).is_none_or(|profile| profile.admin.is_none()) {
+        return match login {
+            None => Ok(None),
+            Some(_) => Err(Error::invalid(format!("the app of profile `{profile}` makes no first user"))
+                .with_hint("leave `admin_login` out, or give the profile an `[admin]`")),
+        };
+    }
+    let login = login.unwrap_or("admin").trim();
+    if login.is_empty() || login.chars().count() > 255 || login.chars().any(char::is_control) {
+        return Err(Error::invalid("a login has 1 to 255 characters, none of them a control character"));
+    }
+    let password = random_password();
+    let wrapped = world.master_key.wrap(&password, &admin_password_purpose(tenant));
+    templates::want_admin(connection, tenant, login, &wrapped).await?;
+    Ok(Some(NewAdmin { login: login.to_owned(), password }))
+}
+
+async fn make_admin(
+    world: &World,
+    names: &Names,
+    admin: &Admin,
+    login: &str,
+    password: &SecretString,
+) -> Result<(), StepError> {
+    let app_password = app_password(world, names.id).await?;
+    let app = App { world, database: &names.database_name, role: &names.app_role, password: &app_password };
+    match admin {
+        Admin::Sql(statements) => {
+            let settings =
+                [("loomworks.admin_login", login), ("loomworks.admin_password", password.expose_secret())];
+            app.run_sql(std::slice::from_ref(statements), &settings).await
+        }
+        Admin::Program(program) => {
+            let login = SecretString::from(login);
+            let secrets = [("LOOMWORKS_ADMIN_LOGIN", &login), ("LOOMWORKS_ADMIN_PASSWORD", password)];
+            app.run_program(program, &secrets).await
+        }
+    }
 }
 
 /// The transaction that makes it a tenant: active, with its database noted and a new generation of routes.
 async fn publish(world: &World, names: &Names, context: &Context) -> Result<Then<Step>, StepError> {
+    write_password_file(world, &names.profile).await?;
     let mut admin = world.cluster.connect("postgres").await?;
     let oid = databases::oid(&mut admin, &names.database_name)
         .await?
@@ -172,6 +305,9 @@ async fn publish(world: &World, names: &Names, context: &Context) -> Result<Then
         tenants::set_state(&mut transaction, names.id, state, None).await?;
         let live = TenantDatabase { oid: i64::from(oid), name: names.database_name.clone() };
         tenants::record_live(&mut transaction, names.id, &live, None).await?;
+        templates::admin_is_made(&mut transaction, names.id).await?;
+        templates::forget_claim(&mut transaction, names.id).await?;
+        usage::begin(&mut transaction, names.id).await?;
         let detail = json!({ "database": names.database_name });
         crate::audit::record(
             &mut transaction,
@@ -185,6 +321,31 @@ async fn publish(world: &World, names: &Names, context: &Context) -> Result<Then
     }
     transaction.commit().await?;
     Ok(Then::Done(json!({ "tenant": names.id, "subdomain": names.subdomain })))
+}
+
+/// Removes whatever there is of a tenant that never became active: its database under either name, its roles, its line
+/// in the password file. Its rows stay; may be run again.
+///
+/// Only for a tenant without an unfinished `provision` job, and whose state keeps another one from being enqueued.
+pub async fn unmake(world: &World, tenant: TenantId) -> Result<(), Error> {
+    let names = names(world, tenant).await?;
+    let mut mgmt = world.db.platform.acquire().await?;
+    let claimed = templates::claimed(&mut mgmt, tenant).await?;
+    drop(mgmt);
+    let mut admin = world.cluster.connect("postgres").await?;
+    for name in claimed.iter().map(|copy| copy.name.as_str()).chain([names.database_name.as_str()]) {
+        databases::drop_database(&mut admin, name).await?;
+    }
+    // Its logins before the role that they belong to.
+    let mut all = roles::beginning_with(&mut admin, &format!("lwt_{}_", tenant.short())).await?;
+    all.sort_by_key(|role| *role == names.owner_role);
+    for role in all.iter().chain(claimed.as_ref().map(|copy| &copy.name)) {
+        roles::drop_role(&mut admin, role).await?;
+    }
+    let mut mgmt = world.db.platform.acquire().await?;
+    templates::forget_claim(&mut mgmt, tenant).await?;
+    drop(mgmt);
+    write_password_file(world, &names.profile).await
 }
 
 /// The names of a tenant's database and roles, for jobs.

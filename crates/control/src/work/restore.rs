@@ -20,11 +20,12 @@ use super::exchange::{self, Exchange, Turn};
 use super::provision::names;
 use super::snapshot::{ARCHIVE_POLL, become_ready, mark};
 use crate::World;
+use crate::credentials::app_roles;
 use crate::db::snapshots::{self, SnapshotType};
 use crate::db::tenants::TenantDatabase;
 use crate::error::Error;
 use crate::jobs::runner::nothing;
-use crate::jobs::{self, Context, Progress, StepError, Then, Work};
+use crate::jobs::{self, Context, Progress, Queue, StepError, Then, Work};
 
 /// How often a side cluster that did not recover is made anew.
 const RECOVERIES_MAX: u8 = 5;
@@ -171,6 +172,19 @@ impl Work for Restore {
         let work = RemoveRemains { tenant: self.tenant, restore: context.job };
         jobs::enqueue(connection, &work, &context.requested_by).await.map(drop)
     }
+
+    fn can_cancel(step: &Step) -> bool {
+        match step {
+            Step::Exchange { exchange, .. } => exchange.can_cancel(),
+            Step::CleanUp { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// What it had made on the side is being removed.
+    async fn take_up(&self, _: &Step, _: &mut PgConnection, _: &Context) -> Result<Option<Step>, Error> {
+        Ok(None)
+    }
 }
 
 impl Restore {
@@ -204,7 +218,12 @@ impl Restore {
             roles::disown(&mut inside, &role, &names.owner_role).await?;
         }
         // The copy's rows are written as the owner, so all tables must be the owner's.
-        roles::reassign_owned(&mut inside, &names.app_role, &names.owner_role).await?;
+        // Which of the app's two roles there were at that moment is not told by the one that is in use now.
+        for role in app_roles(&names.app_role) {
+            if roles::exists(&mut inside, &role).await? {
+                roles::reassign_owned(&mut inside, &role, &names.owner_role).await?;
+            }
+        }
         drop(inside);
         copy::check(&side.cluster, &names.database_name).await?;
         Ok(())
@@ -251,6 +270,7 @@ pub enum RemoveStep {
 
 impl Work for RemoveRemains {
     const KIND: &'static str = "remove_remains";
+    const QUEUE: Queue = Queue::LowPriority;
     type Step = RemoveStep;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -267,6 +287,10 @@ impl Work for RemoveRemains {
 
     fn progress(_: &RemoveStep) -> Progress {
         Progress { percent: 0, words: "removing what a failed restore has left" }
+    }
+
+    fn can_cancel(_: &RemoveStep) -> bool {
+        false
     }
 
     async fn run(&self, _: &RemoveStep, world: &World, _: &Context) -> Result<Then<RemoveStep>, StepError> {

@@ -17,7 +17,7 @@ use super::provision::names;
 use crate::World;
 use crate::db::snapshots;
 use crate::error::Error;
-use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 
 /// How often the archive is asked.
 pub(crate) const ARCHIVE_POLL: Duration = Duration::from_millis(50);
@@ -37,6 +37,7 @@ pub enum Step {
 
 impl Work for TakeSnapshot {
     const KIND: &'static str = "snapshot";
+    const QUEUE: Queue = Queue::HighPriority;
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -79,28 +80,48 @@ impl Work for TakeSnapshot {
     async fn give_up(&self, connection: &mut PgConnection, _: &Context) -> Result<(), Error> {
         Ok(snapshots::record_failed(connection, self.snapshot).await?)
     }
+
+    async fn take_up(
+        &self,
+        step: &Step,
+        connection: &mut PgConnection,
+        _: &Context,
+    ) -> Result<Option<Step>, Error> {
+        snapshots::record_creating_again(connection, self.snapshot).await?;
+        Ok(Some(step.clone()))
+    }
 }
 
 /// Notes the present position as the snapshot's and has the segment with it archived now.
 pub(crate) async fn mark(world: &World, tenant: TenantId, snapshot: SnapshotId) -> Result<Lsn, Error> {
     let names = names(world, tenant).await?;
     let mut admin = world.cluster.connect("postgres").await?;
-    let (position, timeline): (String, i32) = sqlx::query_as(
-        "SELECT pg_create_restore_point($1)::text, (SELECT timeline_id FROM pg_control_checkpoint())",
-    )
-    .bind(format!("loomworks {snapshot}"))
-    .fetch_one(&mut admin)
-    .await?;
-    let position: Lsn = position.parse().map_err(|error| Error::Internal(format!("{error}")))?;
-    let size_bytes = databases::size_bytes(&mut admin, &names.database_name).await?;
-    let segment = Segment::before(timeline.cast_unsigned(), position, world.repository.cluster.segment_bytes);
-    let file = segment.file_name(world.repository.cluster.segment_bytes);
-    let mut mgmt = world.db.platform.acquire().await?;
-    let position = snapshots::record_position(&mut mgmt, snapshot, position, &file, size_bytes).await?;
+    let position = note_position(world, &mut admin, &names.database_name, snapshot).await?;
     // After the row: its commit belongs to the segment that is ended now, and restoring to a moment needs a commit
     // after that moment.
     sqlx::query("SELECT pg_switch_wal()").execute(&mut admin).await?;
     Ok(position)
+}
+
+/// Notes the present position as the snapshot's. Who notes many ends the segment once, after all of them.
+pub(crate) async fn note_position(
+    world: &World,
+    admin: &mut PgConnection,
+    database: &str,
+    snapshot: SnapshotId,
+) -> Result<Lsn, Error> {
+    let (position, timeline): (String, i32) = sqlx::query_as(
+        "SELECT pg_create_restore_point($1)::text, (SELECT timeline_id FROM pg_control_checkpoint())",
+    )
+    .bind(format!("loomworks {snapshot}"))
+    .fetch_one(&mut *admin)
+    .await?;
+    let position: Lsn = position.parse().map_err(|error| Error::Internal(format!("{error}")))?;
+    let size_bytes = databases::size_bytes(admin, database).await?;
+    let segment = Segment::before(timeline.cast_unsigned(), position, world.repository.cluster.segment_bytes);
+    let file = segment.file_name(world.repository.cluster.segment_bytes);
+    let mut mgmt = world.db.platform.acquire().await?;
+    Ok(snapshots::record_position(&mut mgmt, snapshot, position, &file, size_bytes).await?)
 }
 
 /// Makes the snapshot ready if it can be restored now. Gives the base backup that it would be restored from.

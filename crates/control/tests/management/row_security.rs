@@ -6,11 +6,11 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use super::{database, tenant};
 
 /// Every table that says whose a row is, with the column that says it. From the catalogue, so that none is forgotten.
-async fn tables(connection: &mut PgConnection) -> Vec<(String, String)> {
+pub(crate) async fn tables(connection: &mut PgConnection) -> Vec<(String, String)> {
     let found: Vec<(String, String)> = sqlx::query_as(
         "SELECT c.relname::text, a.attname::text FROM pg_class c
          JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
-         WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
+         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = 'public'::regnamespace
          AND (a.attname = 'tenant_id' OR (c.relname = 'tenants' AND a.attname = 'id')) ORDER BY 1",
     )
     .fetch_all(connection)
@@ -111,6 +111,8 @@ async fn a_tenants_role_writes_for_no_other_tenant_and_changes_nothing() {
         "SELECT app_password_wrapped FROM tenant_credentials WHERE tenant_id = $1",
         "SELECT hash FROM api_keys WHERE tenant_id = $1",
         "UPDATE jobs SET state = 'succeeded' WHERE tenant_id = $1",
+        "SELECT 1 FROM operators WHERE id = $1",
+        "SELECT 1 FROM operator_sessions WHERE id = $1",
     ];
     for statement in refused {
         let mut transaction = db.tenants.begin().await.expect("begin");

@@ -30,7 +30,7 @@ pub(super) async fn run(client: &Client, command: AiSessionCommand, json: bool) 
             list(&[client.delete(&format!("/v1/tenants/{tenant}/ai-sessions/{session}")).await?], json)
         }
         AiSessionCommand::List { tenant } => {
-            list(&client.get::<Vec<Session>>(&format!("/v1/tenants/{tenant}/ai-sessions")).await?, json)
+            list(&client.list::<Session>(&format!("/v1/tenants/{tenant}/ai-sessions")).await?, json)
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) async fn run(client: &Client, command: BackupCommand, json: bool) -> 
             if json { output::json(&job) } else { output::told("done") }
         }
         BackupCommand::List => {
-            let backups: Vec<BackupShown> = client.get("/v1/backups").await?;
+            let backups: Vec<BackupShown> = client.list("/v1/backups").await?;
             if json {
                 return output::json(&backups);
             }

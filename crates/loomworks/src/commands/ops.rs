@@ -1,5 +1,6 @@
 //! `loomworks ops`: the operation log, and undo.
 
+use loomworks_control::page::Page;
 use loomworks_undo::{Mode, Operation, OperationDetail, OperationId, Outcome, Plan};
 use loomworks_web::api::operations::Undo;
 
@@ -13,7 +14,7 @@ pub(super) async fn run(client: &Client, command: OpsCommand, json: bool) -> Res
         OpsCommand::List { tenant, session, limit } => {
             let session = session.map_or(String::new(), |session| format!("&session={session}"));
             let path = format!("/v1/tenants/{tenant}/operations?limit={limit}{session}");
-            list(&client.get::<Vec<Operation>>(&path).await?, json)
+            list(&client.get::<Page<Operation>>(&path).await?.items, json)
         }
         OpsCommand::Show { tenant, operation, rows } => show(
             &client.get(&format!("/v1/tenants/{tenant}/operations/{operation}?rows={rows}")).await?,

@@ -17,13 +17,13 @@ pub(super) async fn run(client: &Client, command: SnapshotCommand, json: bool) -
                 return list(&[created.snapshot], json);
             }
             client.follow(created.job).await?;
-            let all: Vec<Snapshot> = client.get(&path).await?;
+            let all: Vec<Snapshot> = client.list(&path).await?;
             let made: Vec<_> =
                 all.into_iter().filter(|snapshot| snapshot.id == created.snapshot.id).collect();
             list(&made, json)
         }
         SnapshotCommand::List { tenant } => {
-            list(&client.get::<Vec<Snapshot>>(&format!("/v1/tenants/{tenant}/snapshots")).await?, json)
+            list(&client.list::<Snapshot>(&format!("/v1/tenants/{tenant}/snapshots")).await?, json)
         }
     }
 }

@@ -2,16 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use loomworks_archive::{ClusterIdentity, Repository};
-use loomworks_control::credentials::{MasterKey, write_password_file};
+use loomworks_control::accelerator::Accelerator;
+use loomworks_control::credentials::{CredentialPolicy, MasterKey, write_password_file};
 use loomworks_control::db::{API_ROLE, Db, PLATFORM_ROLE};
-use loomworks_control::keys::KeyRing;
-use loomworks_control::operations::LogConnections;
+use loomworks_control::jobs;
+use loomworks_control::oidc::{self, Oidc};
+use loomworks_control::operators::logins::LogIn;
 use loomworks_control::profile::Profile;
+use loomworks_control::webhooks::Sender;
 use loomworks_control::work::restore::shell_word;
-use loomworks_control::world::{Parts, World};
+use loomworks_control::world::{Parts, Policy, World};
+use loomworks_core::SecretString;
 use loomworks_core::ids::JobId;
 use loomworks_postgres::cluster::SOCKET_DIRECTORY_BYTES_MAX;
 use loomworks_postgres::{Cluster, Installation, config};
@@ -21,6 +27,7 @@ use tracing::info;
 use super::data::DataDirectory;
 use crate::output::Failure;
 use crate::settings::Serve;
+use crate::settings::operators::LogInSettings;
 
 /// Makes what is missing, starts what is stopped, and gives the world that the roles work on.
 pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<World, Failure> {
@@ -46,28 +53,102 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
     start_cluster(&mut cluster, data, &archive_command).await?;
 
     let db = Db::set_up(&cluster).await?;
-    let master_key = MasterKey::load_or_create(&data.path("master.key")).context("read the master key")?;
+    let master_key = match &settings.master_key_file {
+        Some(path) => MasterKey::load(path).map_err(|error| {
+            Failure::refused(format!("read the master key `{}`: {error}", path.display()))
+                .with_hint("see docs/operate/key-management.md")
+        })?,
+        None => MasterKey::load_or_create(&data.path("master.key")).context("read the master key")?,
+    };
+    master_key.adopt_pepper(&db).await?;
     let side_directory = data.directory("side")?;
     let node = data.read_or("node", || format!("node-{}", uuid::Uuid::new_v4().simple()))?;
+    let (log_in, oidc) = (log_in(settings, &master_key)?, oidc(settings, &master_key)?);
+    let root = data.path("");
     let world = World::new(Parts {
-        db,
-        cluster,
-        repository,
         profiles,
-        keys: KeyRing::new(&master_key),
-        log_connections: LogConnections::default(),
-        master_key,
+        credential_policy: CredentialPolicy {
+            lifetime: Duration::from_secs(86_400 * settings.credentials_days),
+            overlap: Duration::from_secs(settings.credentials_overlap),
+        },
+        pool: settings.pool,
+        log_in,
+        oidc,
+        webhooks: Sender::new(settings.webhooks_to_private_addresses)?,
         side_directory,
         apps_directory: data.directory("apps")?,
+        exports_directory: data.directory("exports")?,
+        policy: Policy { archive_days: settings.archive_days, grace_days: settings.grace_days },
         program,
         node: node.trim().to_owned(),
+        accelerator: accelerator(settings)?,
+        slots: jobs::Slots {
+            in_process: settings.queue.jobs.into(),
+            per_tenant: settings.queue.jobs_per_tenant.into(),
+        },
         crash_at: settings.crash_at.clone(),
+        ..Parts::new(db, cluster, repository, master_key, &root)?
     });
     // The port may be another one than the last time.
     for profile in world.profiles.keys() {
         write_password_file(&world, profile).await?;
     }
     Ok(world)
+}
+
+/// How operators log in. Cookies are for TLS only, but on a machine that is used by itself without it.
+fn log_in(settings: &Serve, master_key: &MasterKey) -> Result<LogIn, Failure> {
+    let public_url = settings.log_in.public_url.as_deref().map(origin).transpose()?;
+    let by_tls = public_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+    Ok(LogIn::new(master_key, public_url, by_tls || !settings.api_listen.ip().is_loopback()))
+}
+
+/// The OpenID provider, if one was named. It is asked for the first time when somebody logs in by it.
+fn oidc(settings: &Serve, master_key: &MasterKey) -> Result<Option<Oidc>, Failure> {
+    let LogInSettings {
+        public_url,
+        oidc_issuer,
+        oidc_client_id,
+        oidc_client_secret_file,
+        oidc_allow,
+        oidc_create,
+    } = &settings.log_in;
+    // The command line takes them together only.
+    let (Some(issuer), Some(client_id), Some(public_url)) = (oidc_issuer, oidc_client_id, public_url) else {
+        return Ok(None);
+    };
+    let secret = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+        anyhow::Ok(SecretString::from(text.trim().to_owned()))
+    };
+    let refused = |error: loomworks_control::Error| {
+        let failure = Failure::refused(error.to_string());
+        Failure { hint: error.hint(), ..failure }
+    };
+    let settings = oidc::Settings {
+        issuer: issuer.clone(),
+        client_id: client_id.clone(),
+        client_secret: oidc_client_secret_file.as_ref().map(secret).transpose()?,
+        redirect_uri: format!("{}/v1/auth/oidc/callback", origin(public_url)?),
+        allowed: oidc::Allowed::new(oidc_allow).map_err(refused)?,
+        create_with: oidc_create.iter().copied().map(Into::into).collect(),
+    };
+    Ok(Some(Oidc::new(settings, master_key).map_err(refused)?))
+}
+
+/// A scheme and a host, as a browser names where a page is from.
+fn origin(text: &str) -> Result<String, Failure> {
+    let refused = || {
+        Failure::refused(format!("--public-url is no address of a site: `{text}`"))
+            .with_hint("write it as https://console.example.com, without a path")
+    };
+    let url = reqwest::Url::parse(text).map_err(|_| refused())?;
+    let plain =
+        url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+    if !plain || !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(refused());
+    }
+    Ok(url.origin().ascii_serialization())
 }
 
 /// A side cluster's socket has the longest path: a directory that is too long for it is refused now, and not when
@@ -100,6 +181,16 @@ fn profiles(settings: &Serve) -> Result<BTreeMap<String, Profile>, Failure> {
         profile.upstream = upstream.address;
     }
     Ok(profiles)
+}
+
+/// Redis, if one was named. Whether it is there makes no difference to the start.
+fn accelerator(settings: &Serve) -> Result<Accelerator, Failure> {
+    let Some(url) = &settings.queue.redis else { return Ok(Accelerator::default()) };
+    let connections = settings.queue.redis_connections.into();
+    Accelerator::new(url, connections).map_err(|error| {
+        let failure = Failure::refused(format!("--redis: {error}"));
+        Failure { hint: error.hint(), ..failure }
+    })
 }
 
 async fn repository(cluster: &Cluster, data: &DataDirectory) -> Result<Repository, Failure> {

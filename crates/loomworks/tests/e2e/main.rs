@@ -1,7 +1,17 @@
 //! The built program against a real PostgreSQL: the journey, crashes, access, secrets.
 
 mod access;
+mod audit;
+mod bad_input;
 mod crashes;
+mod fleet;
 mod journey;
+mod lifecycle;
+mod log_in;
+mod metrics;
+mod oidc;
+mod permissions;
 mod platform;
+mod rotation;
 mod secrets;
+mod webhooks;

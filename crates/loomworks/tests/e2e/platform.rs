@@ -18,14 +18,21 @@ pub(crate) enum App {
     Erp,
     /// One table of a thousand rows, and nobody who serves it: enough for jobs.
     OneTable,
+    /// The same with a database that waits, and a first user.
+    Pooled,
 }
 
 pub(crate) struct Platform {
     root: PathBuf,
     api: u16,
     pub(crate) gateway: u16,
+    pub(crate) metrics: u16,
+    /// Whether webhooks are refused addresses that are not public, as they are where nothing else is said.
+    pub(crate) guarded: bool,
     app: Option<(Child, u16)>,
     serve: Option<Child>,
+    /// Settings for the next start.
+    pub(crate) environment: Vec<(&'static str, String)>,
     _reaper: Child,
 }
 
@@ -36,6 +43,8 @@ fn program() -> &'static Path {
 impl Platform {
     /// Starts one and waits until it is ready.
     pub(crate) fn start(app: &App) -> Self {
+        // For the tests' own HTTP clients, as the program does for its.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         // Short, because of the sockets' paths, and where the user that root becomes can reach it.
         let root = tempfile::Builder::new().prefix("lwe-").tempdir_in("/tmp").expect("a directory").keep();
         std::fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o755))
@@ -43,8 +52,11 @@ impl Platform {
         let mut platform = Self {
             api: free_port(),
             gateway: free_port(),
+            metrics: free_port(),
+            guarded: false,
             app: None,
             serve: None,
+            environment: Vec::new(),
             _reaper: reaper(&root),
             root,
         };
@@ -53,25 +65,46 @@ impl Platform {
         match app {
             App::Erp => {
                 let erp = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/erp"));
-                for file in ["profile.toml", "init.sql"] {
+                for file in ["profile.toml", "init.sql", "admin.sql"] {
                     std::fs::copy(erp.join(file), profile.join(file)).expect("copy the profile");
                 }
                 platform.app = Some(platform.start_erp());
             }
-            App::OneTable => {
-                let toml = "name = 'erp'\nupstream = '127.0.0.1:9'\n[init]\nsql = ['init.sql']\n";
+            App::OneTable | App::Pooled => {
+                let toml = match app {
+                    App::Pooled => {
+                        "name = 'erp'\nupstream = '127.0.0.1:9'\npool = 1\n[init]\nsql = ['init.sql']\n\
+                                    [admin]\nsql = 'admin.sql'\n"
+                    }
+                    _ => "name = 'erp'\nupstream = '127.0.0.1:9'\npool = 0\n[init]\nsql = ['init.sql']\n",
+                };
+                let admin = "INSERT INTO items VALUES (-1, current_setting('loomworks.admin_password'))
+                             ON CONFLICT (id) DO UPDATE SET value = excluded.value";
                 let sql = "CREATE TABLE items (id int PRIMARY KEY, value text NOT NULL);
                            INSERT INTO items SELECT n, 'as made' FROM generate_series(1, 1000) n;";
-                for (file, text) in [("profile.toml", toml), ("init.sql", sql)] {
-                    loomworks_core::durable::write(&profile.join(file), text.as_bytes())
-                        .expect("write the profile");
-                    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-                    std::fs::set_permissions(profile.join(file), readable).expect("open it");
+                for (file, text) in [("profile.toml", toml), ("init.sql", sql), ("admin.sql", admin)] {
+                    platform.write_profile(file, text);
                 }
             }
         }
         platform.serve(None);
         platform
+    }
+
+    /// A file of the profile, read at the next start.
+    pub(crate) fn write_profile(&self, file: &str, text: &str) {
+        let path = self.root.join("profile").join(file);
+        loomworks_core::durable::write(&path, text.as_bytes()).expect("write the profile");
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(path, readable).expect("open it");
+    }
+
+    /// Waits until the program has died as it was asked to.
+    pub(crate) fn wait_for_death(&mut self) {
+        self.wait_for("a crash", |platform| {
+            platform.serve.as_mut().is_none_or(|child| child.try_wait().expect("look at it").is_some())
+        });
+        self.serve = None;
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -113,9 +146,19 @@ impl Platform {
         command.arg("serve").arg("--data").arg(self.data());
         command.arg("--api-listen").arg(format!("127.0.0.1:{}", self.api));
         command.arg("--gateway-listen").arg(format!("127.0.0.1:{}", self.gateway));
+        command.arg("--metrics-listen").arg(format!("127.0.0.1:{}", self.metrics));
         command.arg("--profile").arg(self.root.join("profile/profile.toml"));
         if let Some((_, port)) = &self.app {
             command.arg("--upstream").arg(format!("erp=127.0.0.1:{port}"));
+        }
+        command.envs(self.environment.iter().cloned());
+        command.env("LOOMWORKS_LOG_JSON", "true");
+        // Tests ask as fast as they can. That there is a limit is a test of its own.
+        command.env("LOOMWORKS_API_RATE", "100000").env("LOOMWORKS_API_BURST", "100000");
+        // Long enough to read a file, short enough to wait for.
+        command.env("LOOMWORKS_CREDENTIALS_OVERLAP", "1");
+        if !self.guarded {
+            command.env("LOOMWORKS_WEBHOOKS_TO_PRIVATE_ADDRESSES", "true");
         }
         if let Some(point) = crash_at {
             command.env("LOOMWORKS_CRASH_AT", point);
@@ -131,9 +174,15 @@ impl Platform {
         });
     }
 
+    /// The program's log: every line of it is a JSON object.
+    pub(crate) fn json_log(&self) -> Vec<Value> {
+        let log = std::fs::read_to_string(self.root.join("serve.err")).expect("read the log");
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+    }
+
     fn log_end(&self) -> String {
         let log = std::fs::read_to_string(self.root.join("serve.err")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("INFO request")).collect();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("\"message\":\"request\"")).collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
@@ -177,12 +226,31 @@ impl Platform {
         died
     }
 
+    /// Whether it has ended, by itself or by a crash.
+    pub(crate) fn has_died(&mut self) -> bool {
+        self.serve.as_mut().is_some_and(|child| child.try_wait().expect("look at it").is_some())
+    }
+
     pub(crate) fn wait_for(&mut self, what: &str, mut reached: impl FnMut(&mut Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !reached(self) {
             assert!(Instant::now() < deadline, "waited too long for {what}; log:\n{}", self.log_end());
             std::thread::sleep(Duration::from_millis(30));
         }
+    }
+
+    /// Runs a command that must succeed, with this on its standard input.
+    pub(crate) fn cli_with_input(&self, arguments: &[&str], input: &str) -> Value {
+        use std::io::Write;
+        let mut command = Command::new(program());
+        command.args(arguments).arg("--json").env("LOOMWORKS_CLIENT_FILE", self.data().join("client.json"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("run the command line");
+        child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("write to it");
+        let output = child.wait_with_output().expect("wait for it");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}\n{}", self.log_end());
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// Runs the command line with `--json`.
@@ -213,6 +281,21 @@ impl Platform {
         });
     }
 
+    /// One text from the management database, asked for as whoever runs the platform.
+    pub(crate) fn management_query(&self, sql: &str) -> String {
+        let as_root = rustix::process::geteuid().is_root();
+        let mut command = Command::new(if as_root { "runuser" } else { "psql" });
+        if as_root {
+            command.args(["-u", "postgres", "--", "psql"]);
+        }
+        let port = std::fs::read_to_string(self.data().join("port")).expect("the port");
+        command.args(["-XAtq", "-U", "loomworks_platform", "-d", "loomworks_mgmt", "-p", port.trim(), "-h"]);
+        let output = command.arg(self.data().join("run")).args(["-c", sql]).current_dir("/").output();
+        let output = output.expect("run psql");
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
     /// The operator's key.
     pub(crate) fn operator_key(&self) -> String {
         let text = std::fs::read(self.data().join("client.json")).expect("the client file");
@@ -227,10 +310,46 @@ impl Platform {
     /// Connects as a tenant's app does: with what its password file says.
     pub(crate) async fn connect_as_app(&self, database: &str) -> PgConnection {
         let [host, port, user, password] = self.app_credentials(database);
-        let options = PgConnectOptions::new_without_pgpass().host(&host).port(port.parse().expect("a port"));
-        let options =
-            options.username(&user).password(&password).database(database).ssl_mode(PgSslMode::Disable);
-        options.connect().await.expect("connect as the app")
+        self.try_connect(&host, &port, &user, &password, database).await.expect("connect as the app")
+    }
+
+    pub(crate) async fn try_connect(
+        &self,
+        host: &str,
+        port: &str,
+        user: &str,
+        password: &str,
+        database: &str,
+    ) -> sqlx::Result<PgConnection> {
+        let options = PgConnectOptions::new_without_pgpass().host(host).port(port.parse().expect("a port"));
+        let options = options.username(user).password(password).database(database);
+        options.ssl_mode(PgSslMode::Disable).connect().await
+    }
+
+    /// What a superuser does, who is only let in on the socket, as the server's own user.
+    pub(crate) async fn as_superuser(&self, database: &str, sql: &str) {
+        let port = std::fs::read_to_string(self.data().join("port")).expect("the port");
+        let run = self.data().join("run").to_string_lossy().into_owned();
+        let arguments = ["-X", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", &run, "-p", port.trim()];
+        let arguments = arguments.into_iter().chain(["-d", database, "-c", sql]).map(str::to_owned);
+        loomworks_testkit::installation().await.run("psql", arguments).await.expect("run psql");
+    }
+
+    /// What a statement on the management database prints, run as the platform's own role.
+    pub(crate) async fn sql(&self, statement: &str) -> String {
+        let installation = loomworks_testkit::installation().await;
+        let port = std::fs::read_to_string(self.data().join("port")).expect("the cluster's port");
+        let mut command = Command::new(installation.program("psql"));
+        command.arg("-h").arg(self.data().join("run")).args(["-p", port.trim(), "-U", "loomworks_platform"]);
+        command.args(["-d", "loomworks_mgmt", "-v", "ON_ERROR_STOP=1", "-XAtqc", statement]).current_dir("/");
+        // The socket is for the account that the platform runs as.
+        if let Some(account) = installation.account() {
+            std::os::unix::process::CommandExt::gid(&mut command, account.gid);
+            std::os::unix::process::CommandExt::uid(&mut command, account.uid);
+        }
+        let output = command.output().expect("run psql");
+        assert!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
     /// Host, port, user and password of the app in a tenant's database.

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use loomworks_archive::backup::Backup;
+use loomworks_control::page::Page;
 use loomworks_control::{World, backups};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,7 +13,7 @@ use utoipa_axum::routes;
 
 use super::Accepted;
 use crate::error::Problem;
-use crate::extract::AsOperator;
+use crate::extract::{AsOperator, OperatorReading, PageQuery, Query};
 
 pub(super) fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::new().routes(routes!(list, run))
@@ -42,7 +43,7 @@ impl From<Backup> for BackupShown {
 }
 
 /// Take a base backup now, beside the daily one.
-#[utoipa::path(post, path = "/v1/backups", tag = "backups", responses((status = 202, body = Accepted)))]
+#[utoipa::path(post, path = "/v1/backups", tag = "backups", responses((status = 202, description = "It is being taken.", body = Accepted)))]
 async fn run(
     State(world): State<World>,
     AsOperator(operator): AsOperator,
@@ -52,10 +53,13 @@ async fn run(
 }
 
 /// The base backups, oldest first.
-#[utoipa::path(get, path = "/v1/backups", tag = "backups", responses((status = 200, body = Vec<BackupShown>)))]
+#[utoipa::path(get, path = "/v1/backups", tag = "backups", params(PageQuery),
+    responses((status = 200, description = "A page of them.", body = Page<BackupShown>)))]
 async fn list(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
-) -> Result<Json<Vec<BackupShown>>, Problem> {
-    Ok(Json(backups::list(&world, &operator).await?.into_iter().map(Into::into).collect()))
+    OperatorReading(operator): OperatorReading,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<BackupShown>>, Problem> {
+    let Page { items, next_cursor } = backups::list(&world, &operator, &query.asked()?).await?;
+    Ok(Json(Page { items: items.into_iter().map(Into::into).collect(), next_cursor }))
 }

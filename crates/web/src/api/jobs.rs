@@ -1,8 +1,16 @@
 //! Jobs.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
-use loomworks_control::db::jobs::Job;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::Stream;
+use futures_util::stream;
+use loomworks_control::access::{self, Permission};
+use loomworks_control::db::jobs::{Filter, Job, Queue, State as JobState};
+use loomworks_control::page::{Asked, Page};
 use loomworks_control::{World, jobs};
 use loomworks_core::ids::JobId;
 use serde::Deserialize;
@@ -14,14 +22,37 @@ use crate::error::{Problem, ProblemDetails};
 use crate::extract::{Authenticated, Params, Query};
 
 pub(super) fn routes() -> OpenApiRouter<World> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(show))
+        .routes(routes!(events))
+        .routes(routes!(retry))
+        .routes(routes!(cancel))
 }
+
+/// So often something is said to whoever follows a job that does not change, so that nobody in between thinks that
+/// the connection is dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
-    /// 1 to 1000, 50 if left out.
+    /// Only those in this state.
+    #[param(inline)]
+    state: Option<JobState>,
+    /// `provision`, `restore`, …
+    kind: Option<String>,
+    /// The tenant's id or subdomain.
+    tenant: Option<String>,
+    /// Only those of this queue.
+    #[param(inline)]
+    queue: Option<Queue>,
+    /// 1 to 1000, 100 if left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -30,19 +61,31 @@ struct InPath {
 }
 
 /// The jobs you may see, newest first.
-#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(ListQuery), responses((status = 200, body = Vec<Job>)))]
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(ListQuery), responses(
+    (status = 200, body = Page<Job>),
+    (status = 400, body = ProblemDetails, description = "The query cannot be read."),
+    (status = 404, body = ProblemDetails, description = "There is no such tenant."),
+    (status = 422, body = ProblemDetails, description = "`limit` or `cursor` cannot be meant."),
+))]
 async fn list(
     State(world): State<World>,
     Authenticated(caller): Authenticated,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Vec<Job>>, Problem> {
-    Ok(Json(jobs::list(&world, &caller, query.limit.unwrap_or(50).clamp(1, 1000)).await?))
+) -> Result<Json<Page<Job>>, Problem> {
+    let asked = Asked::new(query.limit, query.cursor.as_deref())?;
+    let tenant = match &query.tenant {
+        Some(name) => Some(access::tenant(&world.db, &caller, name, Permission::Read).await?.tenant()),
+        None => None,
+    };
+    // No kind has such a name, and PostgreSQL no such text.
+    let kind = query.kind.map(|kind| kind.replace('\0', "?"));
+    let filter = Filter { state: query.state, kind, queue: query.queue, tenant };
+    Ok(Json(jobs::list(&world, &caller, &filter, &asked).await?))
 }
 
 /// One job: how far it is, what it does, how it ended.
 #[utoipa::path(get, path = "/v1/jobs/{job}", tag = "jobs", params(("job" = uuid::Uuid, Path)), responses(
     (status = 200, body = Job),
-    (status = 404, body = ProblemDetails),
 ))]
 async fn show(
     State(world): State<World>,
@@ -50,4 +93,56 @@ async fn show(
     Params(InPath { job }): Params<InPath>,
 ) -> Result<Json<Job>, Problem> {
     Ok(Json(jobs::get(&world, &caller, job).await?))
+}
+
+/// A job as it goes on: an event `progress` with the job whenever it is another, and `end` after the last one.
+///
+/// The stream ends after five minutes at the latest; without an `end`, ask again. It always begins with the job as it
+/// is now, so nothing is missed between two streams.
+#[utoipa::path(get, path = "/v1/jobs/{job}/events", tag = "jobs", params(("job" = uuid::Uuid, Path)), responses(
+    (status = 200, body = String, content_type = "text/event-stream"),
+))]
+async fn events(
+    State(world): State<World>,
+    Authenticated(caller): Authenticated,
+    Params(InPath { job }): Params<InPath>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let follow = jobs::follow(&world, &caller, job).await?;
+    let events = stream::unfold(Some((follow, false)), async |following| {
+        let (mut follow, ended) = following?;
+        if ended {
+            return Some((Ok(Event::default().event("end").data("{}")), None));
+        }
+        // An error ends the stream without an `end`: who follows asks again, and is told then.
+        let job = follow.next().await.ok()??;
+        let event = Event::default().event("progress").json_data(&job).ok()?;
+        Some((Ok(event), Some((follow, job.is_finished()))))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// Try a job again that has failed or was cancelled, at the step at which it stopped.
+#[utoipa::path(post, path = "/v1/jobs/{job}/retry", tag = "jobs", params(("job" = uuid::Uuid, Path)), responses(
+    (status = 202, body = Job),
+    (status = 409, body = ProblemDetails, description = "It has not failed, or an unfinished job wants the same."),
+))]
+async fn retry(
+    State(world): State<World>,
+    Authenticated(caller): Authenticated,
+    Params(InPath { job }): Params<InPath>,
+) -> Result<(axum::http::StatusCode, Json<Job>), Problem> {
+    Ok((axum::http::StatusCode::ACCEPTED, Json(jobs::retry(&world, &caller, job).await?)))
+}
+
+/// Stop a job: at once if it waits, else before its next step.
+#[utoipa::path(post, path = "/v1/jobs/{job}/cancel", tag = "jobs", params(("job" = uuid::Uuid, Path)), responses(
+    (status = 202, body = Job),
+    (status = 409, body = ProblemDetails, description = "It has ended, or is too far to be stopped."),
+))]
+async fn cancel(
+    State(world): State<World>,
+    Authenticated(caller): Authenticated,
+    Params(InPath { job }): Params<InPath>,
+) -> Result<(axum::http::StatusCode, Json<Job>), Problem> {
+    Ok((axum::http::StatusCode::ACCEPTED, Json(jobs::cancel(&world, &caller, job).await?)))
 }

@@ -2,18 +2,19 @@
 
 use axum::Json;
 use axum::extract::State;
+use loomworks_control::page::{Asked, Page};
 use loomworks_control::{Error, World, operations};
-use loomworks_undo::{Filter, Mode, Operation, OperationDetail, OperationId, Outcome, Plan};
+use loomworks_undo::{Mode, Operation, OperationDetail, OperationId, Outcome, Plan};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::{Problem, ProblemDetails};
-use crate::extract::{Body, ForTenant, Params, Query};
+use crate::extract::{Body, Params, Query, Reading, Working};
 
-/// Operations or rows an answer holds at most.
-const LIMIT_MAX: i64 = 1000;
+/// Rows an answer holds at most.
+const ROWS_MAX: i64 = 1000;
 
 pub(super) fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::new()
@@ -28,16 +29,18 @@ pub(super) fn routes() -> OpenApiRouter<World> {
 struct ListQuery {
     /// Only operations of the session that logs in as this role.
     session: Option<String>,
-    /// Only operations before this one: the last one of the page before.
-    before: Option<i64>,
-    /// 1 to 1000, 100 if left out.
+    /// How many items a page has, 1 to 1000. 100 if left out.
+    #[param(minimum = 1, maximum = 1000, example = 100)]
     limit: Option<i64>,
+    /// `next_cursor` of the page before. The first page if left out.
+    cursor: Option<String>,
 }
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct ShowQuery {
     /// Rows to show, 0 to 1000, 20 if left out.
+    #[param(minimum = 0, maximum = 1000, example = 20)]
     rows: Option<i64>,
 }
 
@@ -75,42 +78,41 @@ impl Undo {
 
 /// What agents did, newest first.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/operations", tag = "operations",
-    params(("tenant" = String, Path), ListQuery), responses((status = 200, body = Vec<Object>)))]
+    params(("tenant" = String, Path), ListQuery), responses((status = 200, description = "A page of them.", body = Page<Object>)))]
 async fn list(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Reading(granted): Reading,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Vec<Operation>>, Problem> {
-    let filter = Filter {
-        session: query.session,
-        before: query.before.map(OperationId),
-        limit: query.limit.unwrap_or(100).clamp(1, LIMIT_MAX),
-    };
-    Ok(Json(operations::list(&world, &granted, &filter).await?))
+) -> Result<Json<Page<Operation>>, Problem> {
+    let asked = Asked::new(query.limit, query.cursor.as_deref())?;
+    Ok(Json(operations::list(&world, &granted, query.session, &asked).await?))
 }
 
 /// One operation, with rows before and after it.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/operations/{operation}", tag = "operations",
     params(("tenant" = String, Path), ("operation" = i64, Path), ShowQuery), responses(
-    (status = 200, body = Object),
-    (status = 404, body = ProblemDetails),
+    (status = 200, description = "The operation.", body = Object),
 ))]
 async fn show(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Reading(granted): Reading,
     Params(InPath { operation }): Params<InPath>,
     Query(query): Query<ShowQuery>,
 ) -> Result<Json<OperationDetail>, Problem> {
-    let rows = query.rows.unwrap_or(20).clamp(0, LIMIT_MAX);
+    let rows = query.rows.unwrap_or(20);
+    if !(0..=ROWS_MAX).contains(&rows) {
+        return Err(Error::invalid(format!("an answer shows 0 to {ROWS_MAX} rows")).into());
+    }
     Ok(Json(operations::show(&world, &granted, OperationId(operation), rows).await?))
 }
 
 /// What an undo would do. Changes nothing.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/operations/plan-undo", tag = "operations",
-    params(("tenant" = String, Path)), request_body = Undo, responses((status = 200, body = Object)))]
+    params(("tenant" = String, Path)), request_body = Undo,
+    responses((status = 200, description = "What would be done.", body = Object)))]
 async fn plan(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Reading(granted): Reading,
     Body(body): Body<Undo>,
 ) -> Result<Json<Plan>, Problem> {
     body.check()?;
@@ -120,12 +122,12 @@ async fn plan(
 /// Take operations back, as a new operation.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/operations/undo", tag = "operations",
     params(("tenant" = String, Path)), request_body = Undo, responses(
-    (status = 200, body = Object),
+    (status = 200, description = "They were taken back.", body = Object),
     (status = 409, description = "Rows were changed since. Nothing was changed.", body = ProblemDetails),
 ))]
 async fn undo(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Working(granted): Working,
     Body(body): Body<Undo>,
 ) -> Result<Json<Outcome>, Problem> {
     body.check()?;

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 
 use super::Accepted;
 use crate::error::{Problem, ProblemDetails};
-use crate::extract::{Body, ForTenant};
+use crate::extract::{Body, Managing, Reading};
 
 pub(super) fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::new().routes(routes!(plan)).routes(routes!(run)).routes(routes!(swap_back))
@@ -93,12 +93,12 @@ impl RestoreTarget {
 /// What a restore would do. Changes nothing.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/restores/plan", tag = "restores", params(("tenant" = String, Path)),
     request_body = RestoreTarget, responses(
-    (status = 200, body = PlanShown),
+    (status = 200, description = "What would be done.", body = PlanShown),
     (status = 422, description = "That moment cannot be brought back.", body = ProblemDetails),
 ))]
 async fn plan(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Reading(granted): Reading,
     Body(body): Body<RestoreTarget>,
 ) -> Result<Json<PlanShown>, Problem> {
     let plan = restores::plan(&world, &granted, body.wanted()?).await?;
@@ -108,13 +108,13 @@ async fn plan(
 /// Bring the tenant back to a moment. Its present database is kept for seven days.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/restores", tag = "restores", params(("tenant" = String, Path)),
     request_body = RestoreTarget, responses(
-    (status = 202, body = RestoreStarted),
+    (status = 202, description = "It is under way.", body = RestoreStarted),
     (status = 409, description = "A restore is under way.", body = ProblemDetails),
     (status = 422, description = "That moment cannot be brought back, or it was not confirmed.", body = ProblemDetails),
 ))]
 async fn run(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Managing(granted): Managing,
     Body(body): Body<RestoreTarget>,
 ) -> Result<(StatusCode, Json<RestoreStarted>), Problem> {
     let (plan, job) = restores::request(&world, &granted, body.wanted()?, &body.confirm).await?;
@@ -124,12 +124,12 @@ async fn run(
 /// Put the database back that the last restore replaced. Again: forward.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/restores/swap-back", tag = "restores",
     params(("tenant" = String, Path)), request_body = Confirm, responses(
-    (status = 202, body = Accepted),
+    (status = 202, description = "It is under way.", body = Accepted),
     (status = 409, description = "There is no former database, or a restore is under way.", body = ProblemDetails),
 ))]
 async fn swap_back(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Managing(granted): Managing,
     Body(body): Body<Confirm>,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
     let job = restores::swap_back(&world, &granted, &body.confirm).await?;

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use loomworks_control::db::sessions::Session;
+use loomworks_control::page::Page;
 use loomworks_control::sessions::{self, Wanted};
 use loomworks_control::{Error, World};
 use loomworks_core::ExposeSecret;
@@ -13,8 +14,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::error::{Problem, ProblemDetails};
-use crate::extract::{Body, ForTenant, Params};
+use crate::error::Problem;
+use crate::extract::{Body, PageQuery, Params, Query, Reading, Working};
 
 pub(super) fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::new().routes(routes!(list, open)).routes(routes!(close))
@@ -61,11 +62,10 @@ struct InPath {
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/ai-sessions", tag = "AI sessions", params(("tenant" = String, Path)),
     request_body = OpenSession, responses(
     (status = 201, description = "The connection string works if the state is `open`.", body = SessionOpened),
-    (status = 422, body = ProblemDetails),
 ))]
 async fn open(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Working(granted): Working,
     Body(body): Body<OpenSession>,
 ) -> Result<(StatusCode, Json<SessionOpened>), Problem> {
     let agent = body.agent.parse().map_err(Error::invalid)?;
@@ -80,24 +80,25 @@ async fn open(
 }
 
 /// A tenant's sessions, newest first.
-#[utoipa::path(get, path = "/v1/tenants/{tenant}/ai-sessions", tag = "AI sessions", params(("tenant" = String, Path)),
-    responses((status = 200, body = Vec<Session>)))]
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/ai-sessions", tag = "AI sessions", 
+    params(("tenant" = String, Path), PageQuery),
+    responses((status = 200, description = "A page of them.", body = Page<Session>)))]
 async fn list(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
-) -> Result<Json<Vec<Session>>, Problem> {
-    Ok(Json(sessions::list(&world, &granted).await?))
+    Reading(granted): Reading,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<Session>>, Problem> {
+    Ok(Json(sessions::list(&world, &granted, &query.asked()?).await?))
 }
 
 /// End a session: its connections end, what it did stays in the operation log.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/ai-sessions/{session}", tag = "AI sessions",
     params(("tenant" = String, Path), ("session" = uuid::Uuid, Path)), responses(
-    (status = 200, body = Session),
-    (status = 404, body = ProblemDetails),
+    (status = 200, description = "It is ended.", body = Session),
 ))]
 async fn close(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Working(granted): Working,
     Params(InPath { session }): Params<InPath>,
 ) -> Result<Json<Session>, Problem> {
     Ok(Json(sessions::close(&world, &granted, session).await?.0))

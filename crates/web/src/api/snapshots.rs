@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use loomworks_control::db::snapshots::Snapshot;
+use loomworks_control::page::Page;
 use loomworks_control::{Error, World, snapshots};
 use loomworks_core::ids::JobId;
 use serde::{Deserialize, Serialize};
@@ -11,8 +12,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::error::{Problem, ProblemDetails};
-use crate::extract::{Body, ForTenant};
+use crate::error::Problem;
+use crate::extract::{Body, PageQuery, Query, Reading, Working};
 
 pub(super) fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::new().routes(routes!(list, create))
@@ -38,12 +39,11 @@ pub struct SnapshotCreated {
 /// Take a snapshot of the tenant as it is now.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/snapshots", tag = "snapshots", params(("tenant" = String, Path)),
     request_body = CreateSnapshot, responses(
-    (status = 202, body = SnapshotCreated),
-    (status = 422, body = ProblemDetails),
+    (status = 202, description = "It is being taken.", body = SnapshotCreated),
 ))]
 async fn create(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
+    Working(granted): Working,
     Body(body): Body<CreateSnapshot>,
 ) -> Result<(StatusCode, Json<SnapshotCreated>), Problem> {
     let name = body.name.parse().map_err(Error::invalid)?;
@@ -52,11 +52,13 @@ async fn create(
 }
 
 /// A tenant's snapshots, newest first.
-#[utoipa::path(get, path = "/v1/tenants/{tenant}/snapshots", tag = "snapshots", params(("tenant" = String, Path)),
-    responses((status = 200, body = Vec<Snapshot>)))]
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/snapshots", tag = "snapshots", 
+    params(("tenant" = String, Path), PageQuery),
+    responses((status = 200, description = "A page of them.", body = Page<Snapshot>)))]
 async fn list(
     State(world): State<World>,
-    ForTenant(granted): ForTenant,
-) -> Result<Json<Vec<Snapshot>>, Problem> {
-    Ok(Json(snapshots::list(&world, &granted).await?))
+    Reading(granted): Reading,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<Snapshot>>, Problem> {
+    Ok(Json(snapshots::list(&world, &granted, &query.asked()?).await?))
 }

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::Context;
+use loomworks_control::page::Page;
 use loomworks_undo::{Operation, OperationId};
 use loomworks_web::api::sessions::{OpenSession, SessionOpened};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -55,8 +56,8 @@ impl<'a> Agent<'a> {
     pub(super) async fn last_operation(&self) -> Result<Operation, Failure> {
         let path =
             format!("/v1/tenants/{}/operations?limit=1&session={}", self.tenant, self.opened.session.role);
-        let operations: Vec<Operation> = self.client.get(&path).await?;
-        operations.into_iter().next().ok_or_else(|| Failure::new("the operation log is empty"))
+        let newest: Page<Operation> = self.client.get(&path).await?;
+        newest.items.into_iter().next().ok_or_else(|| Failure::new("the operation log is empty"))
     }
 
     /// Runs a statement and finds it in the log.

@@ -68,15 +68,17 @@ pub(super) async fn run(client: &Client, report: &mut Report) -> Result<(), Fail
 
 async fn provision(client: &Client, visitor: &Visitor, report: &mut Report) -> Result<(), Failure> {
     let mut step = Step::begin("1. provision acme and globex");
-    let there: Vec<Tenant> = client.get("/v1/tenants").await?;
+    let there: Vec<Tenant> = client.get_all("/v1/tenants", &[]).await?;
     for tenant in [ACME, GLOBEX] {
         if there.iter().any(|there| there.subdomain.as_str() == tenant) {
             step.note(format!("{tenant} is there already"));
             continue;
         }
-        let body = CreateTenant { subdomain: tenant.into(), name: None, profile: None };
+        let body = CreateTenant { subdomain: tenant.into(), ..CreateTenant::default() };
         let created: TenantCreated = client.post("/v1/tenants", &body).await?;
-        client.follow(created.job).await?;
+        if let Some(job) = created.job {
+            client.follow(job).await?;
+        }
     }
     step.stop_clock();
     for tenant in [ACME, GLOBEX] {
@@ -221,7 +223,7 @@ async fn restores(journey: &Journey<'_>, report: &mut Report) -> Result<BTreeSet
     let created: SnapshotCreated = journey.client.post(&path, &body).await?;
     journey.client.follow(created.job).await?;
     step.stop_clock();
-    let all: Vec<Snapshot> = journey.client.get(&path).await?;
+    let all: Vec<Snapshot> = journey.client.list(&path).await?;
     let taken = all.iter().find(|snapshot| snapshot.id == created.snapshot.id);
     step.same("its state", "ready", taken.map_or("missing", |snapshot| &snapshot.state));
     report.add(step);

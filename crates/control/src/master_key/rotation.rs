@@ -1,0 +1,112 @@
+//! Changing the master key: a new one wraps, then everything that is stored is wrapped anew.
+
+use loomworks_core::ids::JobId;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::MasterKey;
+use crate::access::Operator;
+use crate::db::Db;
+use crate::db::wrapped::{self, PLACES};
+use crate::error::Error;
+use crate::work::rotate_master_key::RotateMasterKey;
+use crate::{World, audit, jobs};
+
+/// Secrets that are wrapped anew in one transaction.
+const BATCH: i64 = 200;
+
+/// How the master key and what it wraps stand.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct KeyStatus {
+    /// The id of the key that wraps.
+    pub current: String,
+    /// Those of keys that only open.
+    pub former: Vec<String>,
+    pub wrapped: Vec<WrappedStatus>,
+}
+
+/// How the secrets of one column stand.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct WrappedStatus {
+    /// `tenant_credentials.app_password_wrapped`
+    pub column: String,
+    /// Wrapped with the present key.
+    pub current: i64,
+    /// Wrapped with a former one.
+    pub former: i64,
+}
+
+/// Which keys there are, and what is wrapped with which.
+pub async fn status(world: &World, operator: &Operator) -> Result<KeyStatus, Error> {
+    let mut scoped = operator.begin(&world.db).await?;
+    let header = super::header(world.master_key.current());
+    let mut columns = Vec::new();
+    for place in &PLACES {
+        let (current, former) = wrapped::count(&mut scoped, place, &header).await?;
+        columns.push(WrappedStatus { column: format!("{}.{}", place.table, place.column), current, former });
+    }
+    Ok(KeyStatus {
+        current: world.master_key.current().to_string(),
+        former: world.master_key.former().iter().map(ToString::to_string).collect(),
+        wrapped: columns,
+    })
+}
+
+/// Asks for another master key.
+pub async fn rotate(world: &World, operator: &Operator, forget_former: bool) -> Result<JobId, Error> {
+    let mut scoped = operator.begin(&world.db).await?;
+    let from = world.master_key.current().to_string();
+    let job = jobs::enqueue(&mut scoped, &RotateMasterKey { from, forget_former }, &operator.actor).await?;
+    let detail = json!({ "job": job, "before": world.master_key.current().to_string(), "forget_former": forget_former });
+    audit::record(&mut scoped, &operator.actor, "master_key.rotation_requested", None, detail).await?;
+    scoped.commit().await?;
+    Ok(job)
+}
+
+/// How many secrets are not wrapped with the present key.
+pub async fn count_former(db: &Db, master_key: &MasterKey) -> Result<i64, Error> {
+    let mut connection = db.platform.acquire().await?;
+    let header = super::header(master_key.current());
+    let mut all = 0;
+    for place in &PLACES {
+        all += wrapped::count(&mut connection, place, &header).await?.1;
+    }
+    Ok(all)
+}
+
+/// What was wrapped anew.
+#[derive(Clone, Debug, Default)]
+pub struct Rewrapped {
+    pub count: u64,
+    /// What those are for that open with none of the keys. They are as they were.
+    pub unopened: Vec<String>,
+}
+
+/// Wraps everything anew that is wrapped with a former key. May be cut off anywhere.
+pub async fn rewrap_all(db: &Db, master_key: &MasterKey) -> Result<Rewrapped, Error> {
+    let header = super::header(master_key.current());
+    let mut rewrapped = Rewrapped::default();
+    for place in &PLACES {
+        let mut after = String::from("(0,0)");
+        loop {
+            let mut transaction = db.platform.begin().await?;
+            // Locked, so that nobody puts another secret in between.
+            let old = wrapped::lock_old(&mut transaction, place, &header, &after, BATCH).await?;
+            for row in &old {
+                match master_key.rewrap(&row.wrapped, &row.purpose) {
+                    Some(new) => {
+                        wrapped::replace(&mut transaction, place, row, &new).await?;
+                        rewrapped.count += 1;
+                    }
+                    None => rewrapped.unopened.push(row.purpose.clone()),
+                }
+            }
+            transaction.commit().await?;
+            match old.last() {
+                Some(last) => after.clone_from(&last.row),
+                None => break,
+            }
+        }
+    }
+    Ok(rewrapped)
+}

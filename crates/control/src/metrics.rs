@@ -1,0 +1,235 @@
+//! What is measured: each metric defined once, and the task that samples those which are states and not events.
+//!
+//! Sampling is apart from scraping, so that however many scrape, the management database is asked once in a while.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use metrics::{Label, Unit};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::World;
+use crate::db::{audit as audit_rows, metrics as rows};
+use crate::error::{Error, chain};
+
+/// One metric, as it is described to whoever scrapes it and in the documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: Unit,
+    pub help: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// How something stands.
+    Gauge,
+    /// How often something has happened.
+    Counter,
+    /// How long it took, each time.
+    Histogram,
+}
+
+const fn gauge(name: &'static str, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, unit, help }
+}
+
+pub const BUILD: Metric =
+    gauge("loomworks_build_info", Unit::Count, "1, with the version of the program as a label.");
+pub const JOBS: Metric = gauge("loomworks_jobs", Unit::Count, "Unfinished jobs by kind and state.");
+pub const JOBS_FAILED: Metric =
+    gauge("loomworks_jobs_failed_last_day", Unit::Count, "Jobs that failed for good in the last 24 hours.");
+pub const OLDEST_JOB: Metric = gauge(
+    "loomworks_job_oldest_waiting_seconds",
+    Unit::Seconds,
+    "For how long the job that is due longest has waited for a worker.",
+);
+pub const TENANTS: Metric = gauge("loomworks_tenants", Unit::Count, "Tenants by state.");
+pub const POOL: Metric = gauge(
+    "loomworks_db_pool_connections",
+    Unit::Count,
+    "Connections to the management database by pool, in use or idle.",
+);
+pub const POOL_MAX: Metric =
+    gauge("loomworks_db_pool_connections_max", Unit::Count, "Connections a pool may have.");
+pub const POSTGRESQL: Metric =
+    gauge("loomworks_postgresql_up", Unit::Count, "1 while the management database answers, else 0.");
+pub const ARCHIVE_AGE: Metric = gauge(
+    "loomworks_archive_last_segment_age_seconds",
+    Unit::Seconds,
+    "Time since the last WAL segment was archived.",
+);
+pub const ARCHIVE_FAILING: Metric = gauge(
+    "loomworks_archive_failing",
+    Unit::Count,
+    "1 while the newest try to archive a WAL segment is one that failed, else 0.",
+);
+pub const AUDIT_WAITING: Metric =
+    gauge("loomworks_audit_unsealed", Unit::Count, "Lines of the audit log that have no seal yet.");
+pub const AUDIT_LAG: Metric = gauge(
+    "loomworks_audit_lag_seconds",
+    Unit::Seconds,
+    "For how long the oldest line of the audit log without a seal has waited for it.",
+);
+pub const AUDIT_SEALED: Metric =
+    gauge("loomworks_audit_sealed", Unit::Count, "Lines of the audit log that are sealed.");
+pub const AUDIT_HEAD: Metric = gauge(
+    "loomworks_audit_head",
+    Unit::Count,
+    "The first 48 bits of the hash of the audit log's last seal: a copy of the head outside of the database.",
+);
+pub const API_REQUESTS: Metric = Metric {
+    name: "loomworks_api_requests_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Requests answered by the API, by method, route and status.",
+};
+pub const API_SECONDS: Metric = Metric {
+    name: "loomworks_api_request_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    help: "Time from a request's head to its answer's head, by method and route.",
+};
+
+/// Every metric there is.
+pub const ALL: &[Metric] = &[
+    BUILD,
+    JOBS,
+    JOBS_FAILED,
+    OLDEST_JOB,
+    TENANTS,
+    POOL,
+    POOL_MAX,
+    POSTGRESQL,
+    ARCHIVE_AGE,
+    ARCHIVE_FAILING,
+    AUDIT_WAITING,
+    AUDIT_LAG,
+    AUDIT_SEALED,
+    AUDIT_HEAD,
+    API_REQUESTS,
+    API_SECONDS,
+];
+
+/// How often states are sampled.
+pub const SAMPLED_EVERY: Duration = Duration::from_secs(5);
+
+/// Tells the recorder what each metric is.
+pub fn describe() {
+    for Metric { name, kind, unit, help } in ALL {
+        match kind {
+            Kind::Gauge => metrics::describe_gauge!(*name, *unit, *help),
+            Kind::Counter => metrics::describe_counter!(*name, *unit, *help),
+            Kind::Histogram => metrics::describe_histogram!(*name, *unit, *help),
+        }
+    }
+    metrics::gauge!(BUILD.name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Samples until `stop` becomes true.
+pub async fn run(world: World, mut stop: watch::Receiver<bool>) {
+    let mut gauges = Gauges::default();
+    while !*stop.borrow() {
+        pools(&world, &mut gauges);
+        let sampled = tokio::time::timeout(SAMPLED_EVERY, sample(&world, &mut gauges)).await;
+        let answers = match sampled {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                warn!(error = chain(&error), "the platform could not be measured; it will be again");
+                false
+            }
+            Err(_) => false,
+        };
+        gauges.set(POSTGRESQL, &[], if answers { 1.0 } else { 0.0 });
+        let _ = tokio::time::timeout(SAMPLED_EVERY, stop.wait_for(|stop| *stop)).await;
+    }
+}
+
+fn pools(world: &World, gauges: &mut Gauges) {
+    for (name, pool) in [("platform", &world.db.platform), ("tenants", &world.db.tenants)] {
+        let (all, idle) = (f64::from(pool.size()), pool.num_idle() as f64);
+        gauges.set(POOL, &[("pool", name), ("state", "idle")], idle);
+        gauges.set(POOL, &[("pool", name), ("state", "in_use")], (all - idle).max(0.0));
+        gauges.set(POOL_MAX, &[("pool", name)], f64::from(pool.options().get_max_connections()));
+    }
+}
+
+async fn sample(world: &World, gauges: &mut Gauges) -> Result<(), Error> {
+    let mut mgmt = world.db.platform.acquire().await?;
+    gauges.begin(JOBS);
+    for (kind, state, count) in rows::unfinished_jobs(&mut mgmt).await? {
+        gauges.set(JOBS, &[("kind", &kind), ("state", &state)], count as f64);
+    }
+    gauges.begin(TENANTS);
+    for (state, count) in rows::tenants(&mut mgmt).await? {
+        gauges.set(TENANTS, &[("state", &state)], count as f64);
+    }
+    let (failed, oldest) = rows::job_troubles(&mut mgmt).await?;
+    gauges.set(JOBS_FAILED, &[], failed as f64);
+    gauges.set(OLDEST_JOB, &[], oldest);
+    let (age, failing) = rows::archiver(&mut mgmt).await?;
+    gauges.set(ARCHIVE_AGE, &[], age);
+    gauges.set(ARCHIVE_FAILING, &[], f64::from(u8::from(failing)));
+    let (waiting, lag) = audit_rows::lag(&mut mgmt).await?;
+    gauges.set(AUDIT_WAITING, &[], waiting as f64);
+    gauges.set(AUDIT_LAG, &[], lag);
+    let head = audit_rows::head(&mut mgmt).await?;
+    gauges.set(AUDIT_SEALED, &[], head.place as f64);
+    // What a number of this kind holds exactly; a label would make a series of each head.
+    let bits = head.hash.iter().take(6).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+    gauges.set(AUDIT_HEAD, &[], bits as f64);
+    Ok(())
+}
+
+/// The gauges that were set, so that one whose rows are gone becomes 0 and does not stand as it was for ever.
+#[derive(Default)]
+pub(crate) struct Gauges(HashMap<&'static str, Vec<Vec<Label>>>);
+
+impl Gauges {
+    /// All of a metric's label sets that are not set after this are 0.
+    pub(crate) fn begin(&mut self, metric: Metric) {
+        for labels in self.0.remove(metric.name).unwrap_or_default() {
+            metrics::gauge!(metric.name, labels).set(0.0);
+        }
+    }
+
+    pub(crate) fn set(&mut self, metric: Metric, labels: &[(&'static str, &str)], value: f64) {
+        let labels: Vec<Label> =
+            labels.iter().map(|(name, value)| Label::new(*name, value.to_string())).collect();
+        metrics::gauge!(metric.name, labels.clone()).set(value);
+        let known = self.0.entry(metric.name).or_default();
+        if !known.contains(&labels) {
+            known.push(labels);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let mut names: Vec<&str> = ALL.iter().map(|metric| metric.name).collect();
+        for Metric { name, kind, unit, help } in ALL {
+            let valid = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
+            assert!(name.starts_with("loomworks_") && name.chars().all(valid), "{name}");
+            assert_eq!(*kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            assert_eq!(*unit == Unit::Seconds, name.ends_with("_seconds"), "{name}");
+            assert!(help.ends_with('.'), "{name}: {help}");
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len(), "a name is there twice");
+    }
+
+    #[test]
+    fn every_metric_is_documented() {
+        let page = include_str!("../../../docs/operate/monitoring.md");
+        for Metric { name, .. } in ALL {
+            assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/operate/monitoring.md");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Limits: telling tenants' databases theirs, and measuring what is used of the storage.
+
+use loomworks_core::ids::TenantId;
+use loomworks_undo::Limits;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::provision::names;
+use crate::World;
+use crate::audit;
+use crate::db::jobs::Queue;
+use crate::db::notifications::Severity;
+use crate::db::tenants;
+use crate::db::usage::{self, ToMeasure};
+use crate::error::Error;
+use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::notifications::{Notice, raise};
+use loomworks_postgres::databases;
+
+/// Tells a tenant's live database what it is to hold people to. Also after a restore, which brings another database
+/// with what held then.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ApplyLimits {
+    pub tenant: TenantId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApplyStep {
+    Apply,
+}
+
+impl Work for ApplyLimits {
+    const KIND: &'static str = "apply_limits";
+    type Step = ApplyStep;
+
+    fn tenant(&self) -> Option<TenantId> {
+        Some(self.tenant)
+    }
+
+    fn dedup_key(&self) -> String {
+        format!("apply_limits {}", self.tenant)
+    }
+
+    fn first(&self) -> ApplyStep {
+        ApplyStep::Apply
+    }
+
+    fn progress(_: &ApplyStep) -> Progress {
+        Progress { percent: 0, words: "telling the database its limits" }
+    }
+
+    async fn run(&self, _: &ApplyStep, world: &World, _: &Context) -> Result<Then<ApplyStep>, StepError> {
+        let names = names(world, self.tenant).await?;
+        let mut mgmt = world.db.platform.acquire().await?;
+        let Some(wanted) = usage::wanted(&mut mgmt, self.tenant).await? else {
+            return Ok(Then::Done(json!({})));
+        };
+        let limits = tenants::limits(&mut mgmt, self.tenant).await?;
+        let measured = usage::measured(&mut mgmt, self.tenant).await?;
+        drop(mgmt);
+        let mut inside = world.cluster.connect(&names.database_name).await?;
+        // The name may stand for another database than a moment ago; then there is another turn.
+        let there = databases::oid(&mut inside, &names.database_name).await?.map(i64::from);
+        if there != wanted["database"].as_i64() {
+            return Err(Error::conflict("the database is being exchanged").into());
+        }
+        let profile = world.profiles.get(&names.profile);
+        let told = Limits {
+            users: profile.and_then(|profile| profile.users()),
+            max_users: Some(limits.max_users),
+            max_ai_operations_daily: Some(limits.max_ai_operations_daily),
+        };
+        loomworks_undo::set_limits(&mut inside, &told).await.map_err(Error::from)?;
+        if wanted["full"] == json!(true) {
+            let used = measured.map_or(0, |measured| measured.storage_bytes);
+            let said = format!("{} of {}", gigabytes(used), gigabytes(bytes_of(limits.max_storage_gb)));
+            loomworks_undo::block(&mut inside, &said).await.map_err(Error::from)?;
+        } else {
+            loomworks_undo::unblock(&mut inside).await.map_err(Error::from)?;
+        }
+        // What was wanted when it was read is what is noted: if it is something else by now, there is another turn.
+        let mut mgmt = world.db.platform.acquire().await?;
+        usage::record_applied(&mut mgmt, self.tenant, Some(&wanted)).await?;
+        Ok(Then::Done(wanted))
+    }
+}
+
+/// Measures the storage of those tenants whose turn it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MeasureUsage {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MeasureStep {
+    Measure,
+}
+
+/// Tenants measured with one query. Each is a look at some hundred files.
+const SLICE: i64 = 200;
+
+impl Work for MeasureUsage {
+    const KIND: &'static str = "measure_usage";
+    const QUEUE: Queue = Queue::LowPriority;
+    type Step = MeasureStep;
+
+    fn tenant(&self) -> Option<TenantId> {
+        None
+    }
+
+    fn dedup_key(&self) -> String {
+        "measure_usage".into()
+    }
+
+    fn first(&self) -> MeasureStep {
+        MeasureStep::Measure
+    }
+
+    fn progress(_: &MeasureStep) -> Progress {
+        Progress { percent: 0, words: "measuring databases" }
+    }
+
+    async fn run(
+        &self,
+        _: &MeasureStep,
+        world: &World,
+        context: &Context,
+    ) -> Result<Then<MeasureStep>, StepError> {
+        let mut mgmt = world.db.platform.acquire().await?;
+        usage::add_missing(&mut mgmt).await?;
+        let mut admin = world.cluster.connect("postgres").await?;
+        let mut count = 0;
+        loop {
+            let slice = usage::to_measure(&mut mgmt, SLICE).await?;
+            if slice.is_empty() {
+                return Ok(Then::Done(json!({ "measured": count })));
+            }
+            count += slice.len();
+            let oids: Vec<i64> = slice.iter().map(|tenant| tenant.oid).collect();
+            let sizes: std::collections::HashMap<i64, i64> =
+                databases::sizes(&mut admin, &oids).await?.into_iter().collect();
+            let mut transaction = world.db.platform.begin().await?;
+            let (mut ids, mut bytes, mut levels) = (vec![], vec![], vec![]);
+            for tenant in &slice {
+                // A database that is being exchanged is looked at the next time.
+                let size = sizes.get(&tenant.oid).copied().unwrap_or(0);
+                let before = Level::of(&tenant.storage_level);
+                let level = before.after(size, bytes_of(tenant.max_storage_gb));
+                if level != before {
+                    tell(&mut transaction, context, tenant, before, level, size).await?;
+                }
+                ids.push(tenant.tenant_id.0);
+                bytes.push(size);
+                levels.push(level.as_str());
+            }
+            usage::record_measured(&mut transaction, &ids, &bytes, &levels).await?;
+            transaction.commit().await?;
+        }
+    }
+}
+
+/// How full a tenant's storage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Ok,
+    /// From 80 % on.
+    NearlyFull,
+    /// From 100 % on: nothing more can be written.
+    Full,
+}
+
+impl Level {
+    fn of(text: &str) -> Self {
+        match text {
+            "full" => Self::Full,
+            "nearly_full" => Self::NearlyFull,
+            _ => Self::Ok,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NearlyFull => "nearly_full",
+            Self::Full => "full",
+        }
+    }
+
+    /// Up at once, down only when there is some room: a tenant at the limit is not to change back and forth.
+    fn after(self, used: i64, allowed: i64) -> Self {
+        let percent = i128::from(used) * 100 / i128::from(allowed.max(1));
+        let up = match percent {
+            100.. => Self::Full,
+            80.. => Self::NearlyFull,
+            _ => Self::Ok,
+        };
+        let down = match percent {
+            95.. => Self::Full,
+            75.. => Self::NearlyFull,
+            _ => Self::Ok,
+        };
+        up.max(down.min(self))
+    }
+}
+
+async fn tell(
+    connection: &mut PgConnection,
+    context: &Context,
+    tenant: &ToMeasure,
+    before: Level,
+    level: Level,
+    size: i64,
+) -> Result<(), Error> {
+    let of = format!("{} of {}", gigabytes(size), gigabytes(bytes_of(tenant.max_storage_gb)));
+    let (event, severity, message) = match level {
+        Level::Full => (
+            "quota.storage_full",
+            Severity::Critical,
+            format!(
+                "The storage is full ({of}): it can be read and deleted from, and nothing more is written."
+            ),
+        ),
+        Level::NearlyFull if before < level => (
+            "quota.storage_nearly_full",
+            Severity::Warning,
+            format!("More than 80 % of the storage are in use ({of})."),
+        ),
+        _ if before == Level::Full => (
+            "quota.storage_freed",
+            Severity::Info,
+            format!("There is room again ({of} in use): everything can be written."),
+        ),
+        // From nearly full back to less is no news.
+        _ => return Ok(()),
+    };
+    let detail = json!({ "used_bytes": size, "limit_bytes": bytes_of(tenant.max_storage_gb) });
+    audit::record(connection, &context.requested_by, event, Some(tenant.tenant_id), detail.clone()).await?;
+    let notice = Notice { event, severity, message, detail };
+    Ok(raise(connection, Some(tenant.tenant_id), &notice).await?)
+}
+
+/// A limit in bytes: one gigabyte has 1024³ of them, as PostgreSQL counts.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a limit that large is none")]
+pub fn bytes_of(gigabytes: f64) -> i64 {
+    (gigabytes.max(0.0) * 1_073_741_824.0) as i64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn gigabytes(bytes: i64) -> String {
+    match bytes {
+        ..107_374_182 => format!("{:.1} MB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.1} GB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_rise_at_once_and_fall_with_some_room() {
+        use Level::{Full, NearlyFull, Ok};
+        for (before, percent, after) in [
+            (Ok, 79, Ok),
+            (Ok, 80, NearlyFull),
+            (NearlyFull, 99, NearlyFull),
+            (Ok, 100, Full),
+            (Full, 96, Full),
+            (Full, 94, NearlyFull),
+            (NearlyFull, 76, NearlyFull),
+            (NearlyFull, 74, Ok),
+            (Full, 10, Ok),
+        ] {
+            assert_eq!(before.after(percent, 100), after, "{before:?} at {percent} %");
+        }
+        assert_eq!(Ok.after(i64::MAX, i64::MAX), Full);
+        assert_eq!(Ok.after(1, 0), Full, "no storage at all");
+        assert_eq!(bytes_of(5.0), 5 << 30);
+        assert_eq!(gigabytes(5 << 30), "5.0 GB");
+    }
+}

@@ -1,0 +1,70 @@
+//! Removing what nobody will look at any more: jobs that ended long ago, old notifications.
+
+use loomworks_core::ids::TenantId;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::World;
+use crate::db::{jobs, notifications};
+use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
+
+/// How long a job that has ended can be looked at.
+pub const JOBS_KEPT_DAYS: i32 = 30;
+
+/// How long a notification can be read.
+pub const NOTIFICATIONS_KEPT_DAYS: i32 = 90;
+
+/// Rows that go at once: a statement that removes a million would hold up others.
+const ROWS: i64 = 1000;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sweep {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    Jobs { removed: u64 },
+    Notifications { jobs: u64, removed: u64 },
+}
+
+impl Work for Sweep {
+    const KIND: &'static str = "sweep";
+    const QUEUE: Queue = Queue::LowPriority;
+    type Step = Step;
+
+    fn tenant(&self) -> Option<TenantId> {
+        None
+    }
+
+    fn dedup_key(&self) -> String {
+        "sweep".into()
+    }
+
+    fn first(&self) -> Step {
+        Step::Jobs { removed: 0 }
+    }
+
+    fn progress(step: &Step) -> Progress {
+        match step {
+            Step::Jobs { .. } => Progress { percent: 0, words: "removing old jobs" },
+            Step::Notifications { .. } => Progress { percent: 50, words: "removing old notifications" },
+        }
+    }
+
+    async fn run(&self, step: &Step, world: &World, _: &Context) -> Result<Then<Step>, StepError> {
+        let mut mgmt = world.db.platform.acquire().await?;
+        // What it counts is for people: a thousand that are removed before a crash are counted by nobody.
+        Ok(match *step {
+            Step::Jobs { removed } => match jobs::remove_finished(&mut mgmt, JOBS_KEPT_DAYS, ROWS).await? {
+                0 => Then::Next(Step::Notifications { jobs: removed, removed: 0 }),
+                more => Then::Next(Step::Jobs { removed: removed + more }),
+            },
+            Step::Notifications { jobs, removed } => {
+                match notifications::remove_old(&mut mgmt, NOTIFICATIONS_KEPT_DAYS, ROWS).await? {
+                    0 => Then::Done(json!({ "jobs": jobs, "notifications": removed })),
+                    more => Then::Next(Step::Notifications { jobs, removed: removed + more }),
+                }
+            }
+        })
+    }
+}

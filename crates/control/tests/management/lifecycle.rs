@@ -1,0 +1,243 @@
+//! Tenants' fields as they are kept: limits, lists, names that become free, and what is deleted and handed out.
+
+use loomworks_control::db::lifecycle::{self, Suspension, Update};
+use loomworks_control::db::tenants::{self, Filter, New};
+use loomworks_control::db::{Db, erasure, snapshots, subscriptions, tiers};
+use loomworks_core::ids::{SnapshotId, TenantId};
+use loomworks_core::subscription::Notice;
+use loomworks_core::tenant::{Limits, TenantState, Tier};
+use loomworks_testkit::server;
+use sqlx::{Connection, PgConnection};
+
+use super::{database, tenant};
+
+async fn superuser() -> PgConnection {
+    erasure::connect(&server().await.cluster).await.expect("connect as superuser")
+}
+
+async fn insert(db: &Db, subdomain: &str) -> Result<TenantId, loomworks_control::Error> {
+    let id = TenantId::random();
+    let subdomain = subdomain.parse().expect("a subdomain");
+    let new =
+        New { id, name: "Test", subdomain: &subdomain, profile: "erp", app_password_wrapped: b"wrapped" };
+    let mut connection = db.platform.acquire().await.expect("connect");
+    tenants::insert(&mut connection, &new).await.map(|()| id)
+}
+
+#[tokio::test]
+async fn limits_are_the_tenants_own_or_its_tiers_everywhere_they_are_read() {
+    let db = database().await;
+    let id = tenant(&db).await;
+    let mut transaction = db.platform.begin().await.expect("begin");
+    assert_eq!(tenants::limits(&mut transaction, id).await.expect("limits"), Limits::default());
+    let update = Update { tier: Some(Tier::Pro), max_storage_gb: Some(Some(0.5)), ..Update::default() };
+    lifecycle::update(&mut transaction, id, &update).await.expect("update");
+    let raised = Limits { max_users: 77, max_storage_gb: 70.0, max_ai_operations_daily: 700 };
+    tiers::set(&mut transaction, Tier::Pro, raised).await.expect("change the tier");
+    let expected = Limits { max_storage_gb: 0.5, ..raised };
+    assert_eq!(tenants::limits(&mut transaction, id).await.expect("limits"), expected);
+    let shown = tenants::get(&mut transaction, id).await.expect("get");
+    let Limits { max_users, max_storage_gb, max_ai_operations_daily } = expected;
+    assert_eq!(
+        (shown.max_users, shown.max_storage_gb, shown.max_ai_operations_daily),
+        (max_users, max_storage_gb, max_ai_operations_daily)
+    );
+    assert_eq!((shown.own_max_users, shown.own_max_storage_gb), (None, Some(0.5)));
+    let update = Update { max_storage_gb: Some(None), ..Update::default() };
+    lifecycle::update(&mut transaction, id, &update).await.expect("update");
+    assert_eq!(tenants::limits(&mut transaction, id).await.expect("limits"), raised);
+    // Other tests read the tiers too.
+    transaction.rollback().await.expect("roll back");
+}
+
+#[tokio::test]
+async fn pages_of_a_long_list_are_the_list_and_filters_find_what_they_say() {
+    let db = database().await;
+    let mut transaction = db.platform.begin().await.expect("begin");
+    sqlx::query(
+        "INSERT INTO tenants (id, name, subdomain, database_name, profile, owner_role, app_role, state, tier)
+         SELECT gen_random_uuid(), 'Long List ' || n, 'longlist-' || n, 'longlist-' || n, 'erp', 'o' || n, 'a' || n,
+             CASE WHEN n % 10 = 0 THEN 'suspended' WHEN n % 10 = 1 THEN 'destroyed' ELSE 'active' END,
+             CASE WHEN n % 4 = 0 THEN 'pro' ELSE 'basic' END
+         FROM generate_series(1, 1500) n",
+    )
+    .execute(&mut *transaction)
+    .await
+    .expect("insert tenants");
+    let filter = Filter { text: Some("LONG list".into()), ..Filter::default() };
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = tenants::list(&mut transaction, &filter, after.as_ref(), 100).await.expect("list");
+        let Some(last) = page.last() else { break };
+        after = Some((last.subdomain.to_string(), last.id.0));
+        seen.extend(page.into_iter().map(|tenant| tenant.subdomain.to_string()));
+    }
+    let mut sorted = seen.clone();
+    sorted.sort();
+    sorted.dedup();
+    // Sorted as the database sorts, each once.
+    assert_eq!((seen.len(), sorted.len()), (1350, 1350), "all but the destroyed ones");
+
+    let count = async |connection: &mut PgConnection, filter: Filter| {
+        let filter = Filter { text: Some("longlist-".into()), ..filter };
+        tenants::list(connection, &filter, None, 5000).await.expect("list").len()
+    };
+    let with = |state| Filter { state, ..Filter::default() };
+    assert_eq!(count(&mut transaction, with(Some(TenantState::Suspended))).await, 150);
+    assert_eq!(count(&mut transaction, with(Some(TenantState::Destroyed))).await, 150);
+    let pro = Filter { tier: Some(Tier::Pro), state: Some(TenantState::Suspended), ..Filter::default() };
+    assert_eq!(count(&mut transaction, pro).await, 75);
+    let one = Filter { text: Some("longlist-1500".into()), ..Filter::default() };
+    assert_eq!(tenants::list(&mut transaction, &one, None, 10).await.expect("list").len(), 1);
+    // What would be a pattern elsewhere is text here.
+    let pattern = Filter { text: Some("long%".into()), ..Filter::default() };
+    assert_eq!(tenants::list(&mut transaction, &pattern, None, 10).await.expect("list").len(), 0);
+    transaction.rollback().await.expect("roll back");
+}
+
+#[tokio::test]
+async fn what_was_destroyed_is_found_no_more_and_its_name_is_free() {
+    let db = database().await;
+    let name = format!("free-{}", TenantId::random().short());
+    let first = insert(&db, &name).await.expect("the first");
+    assert!(insert(&db, &name).await.is_err(), "the name is taken");
+    let mut admin = superuser().await;
+    let mut transaction = admin.begin().await.expect("begin");
+    erasure::delete(&mut transaction, first, &[]).await.expect("delete");
+    erasure::bury(&mut transaction, first, &serde_json::json!({ "databases": [], "roles": [] }))
+        .await
+        .expect("bury");
+    transaction.commit().await.expect("commit");
+    let mut connection = db.platform.acquire().await.expect("connect");
+    assert_eq!(tenants::find_id(&mut connection, &name).await.expect("look"), None);
+    assert_eq!(tenants::find_id(&mut connection, &first.to_string()).await.expect("look"), None);
+    let tomb = tenants::find(&mut connection, first).await.expect("look").expect("the row");
+    assert_eq!((tomb.state, tomb.name.as_str()), (TenantState::Destroyed, "(destroyed)"));
+    let second = insert(&db, &name).await.expect("the second");
+    assert_eq!(tenants::find_id(&mut connection, &name).await.expect("look"), Some(second));
+}
+
+#[tokio::test]
+async fn all_rows_of_a_tenant_go_from_every_table_and_no_others() {
+    let db = database().await;
+    let (acme, globex) = (tenant(&db).await, tenant(&db).await);
+    let mut admin = superuser().await;
+    for id in [acme, globex] {
+        let snapshot = SnapshotId::random();
+        let kind = snapshots::SnapshotType::PreAi;
+        snapshots::insert(&mut admin, snapshot, id, "a", kind, "test").await.expect("a snapshot");
+        // It refers to the snapshot, which cannot go before it.
+        sqlx::query(
+            "INSERT INTO ai_sessions (id, tenant_id, agent, role, snapshot_id, requested_by, expires_at)
+             VALUES ($1, $2, 'a', $3, $4, 'test', now())",
+        )
+        .bind(SnapshotId::random().0)
+        .bind(id.0)
+        .bind(format!("lwai_{}", snapshot.short()))
+        .bind(snapshot.0)
+        .execute(&mut admin)
+        .await
+        .expect("a session");
+        sqlx::query("INSERT INTO exports (id, tenant_id, requested_by) VALUES ($1, $2, 'test')")
+            .bind(snapshot.0)
+            .bind(id.0)
+            .execute(&mut admin)
+            .await
+            .expect("an export");
+    }
+    let before = erasure::count(&mut admin, globex).await.expect("count");
+    assert_eq!(erasure::count(&mut admin, acme).await.expect("count"), before);
+    assert!(before.len() >= 4, "{before:?}");
+    let mut transaction = admin.begin().await.expect("begin");
+    erasure::delete(&mut transaction, acme, &["exports"]).await.expect("delete");
+    let left = erasure::count(&mut transaction, acme).await.expect("count");
+    assert_eq!(left.iter().map(|count| count.table.as_str()).collect::<Vec<_>>(), ["exports"]);
+    erasure::delete(&mut transaction, acme, &[]).await.expect("delete");
+    transaction.commit().await.expect("commit");
+    assert_eq!(erasure::count(&mut admin, acme).await.expect("count"), []);
+    assert_eq!(erasure::count(&mut admin, globex).await.expect("count"), before);
+}
+
+#[tokio::test]
+async fn no_column_that_looks_like_a_secret_is_handed_out() {
+    database().await;
+    let mut admin = superuser().await;
+    let mut tables = erasure::tables(&mut admin).await.expect("tables");
+    tables.push("tenants".into());
+    assert!(tables.len() >= 11, "{tables:?}");
+    let words = ["hash", "mac", "secret", "password", "wrapped", "verifier", "token", "pepper", "private"];
+    for table in &tables {
+        let columns = erasure::open_columns(&mut admin, table).await.expect("columns");
+        assert!(!columns.is_empty(), "{table}");
+        for column in columns {
+            let secret = column.split('_').any(|part| words.contains(&part));
+            assert!(!secret, "{table}.{column}: if it is a secret, it belongs into `erasure::SECRETS`");
+        }
+    }
+    // What is on the list is there: a name that was changed would let the column out.
+    for (table, column) in erasure::SECRETS {
+        let sql =
+            "SELECT count(*) FROM information_schema.columns WHERE table_name = $1 AND column_name = $2";
+        let found: i64 =
+            sqlx::query_scalar(sql).bind(table).bind(column).fetch_one(&mut admin).await.expect("look");
+        assert_eq!(found, 1, "{table}.{column}");
+    }
+}
+
+#[tokio::test]
+async fn a_notice_is_given_once_for_each_end_of_a_subscription() {
+    let db = database().await;
+    let id = tenant(&db).await;
+    let mut transaction = db.platform.begin().await.expect("begin");
+    let expires = |date: &str| Update {
+        subscription_expires: Some(Some(date.parse::<jiff::civil::Date>().expect("a date").into())),
+        ..Update::default()
+    };
+    tenants::set_state(&mut transaction, id, TenantState::Active, None).await.expect("make it active");
+    lifecycle::update(&mut transaction, id, &expires("2020-01-01")).await.expect("update");
+    let found = subscriptions::candidates(&mut transaction, 7).await.expect("look");
+    let row = found.into_iter().find(|row| row.id == id).expect("it is one");
+    assert!(row.sent().is_empty() && !row.suspended_by_subscription);
+    let day = row.subscription_expires.expect("a day");
+    subscriptions::record_notice(&mut transaction, id, day, Notice::Expired).await.expect("record");
+    assert_eq!(subscriptions::lock(&mut transaction, id).await.expect("look").sent(), [Notice::Expired]);
+    let mut twice = transaction.begin().await.expect("begin");
+    assert!(subscriptions::record_notice(&mut twice, id, day, Notice::Expired).await.is_err(), "twice");
+    twice.rollback().await.expect("roll back");
+
+    // Suspended for it, there is nothing more to look at, until it is prolonged.
+    let suspension = Suspension { cause: "subscription", reason: None, by: "test" };
+    lifecycle::suspend(&mut transaction, id, suspension).await.expect("suspend");
+    let is_candidate = async |connection: &mut PgConnection| {
+        subscriptions::candidates(connection, 7).await.expect("look").iter().any(|row| row.id == id)
+    };
+    assert!(!is_candidate(&mut transaction).await);
+    lifecycle::update(&mut transaction, id, &expires("2999-01-01")).await.expect("update");
+    assert!(is_candidate(&mut transaction).await);
+    assert!(subscriptions::lock(&mut transaction, id).await.expect("look").sent().is_empty(), "a new end");
+    transaction.rollback().await.expect("roll back");
+}
+
+#[tokio::test]
+async fn archived_and_taken_back_a_tenant_is_as_it_was() {
+    let db = database().await;
+    let id = tenant(&db).await;
+    let mut transaction = db.platform.begin().await.expect("begin");
+    tenants::set_state(&mut transaction, id, TenantState::Active, None).await.expect("make it active");
+    let suspension = Suspension { cause: "operator", reason: Some("unpaid"), by: "somebody" };
+    lifecycle::suspend(&mut transaction, id, suspension).await.expect("suspend");
+    lifecycle::archive(&mut transaction, id, Some("left us"), "somebody", 30).await.expect("archive");
+    let archived = tenants::get(&mut transaction, id).await.expect("get");
+    assert_eq!(archived.archive_reason.as_deref(), Some("left us"));
+    let until = archived.archived_until.expect("an end");
+    lifecycle::archive(&mut transaction, id, None, "somebody", 90).await.expect("archive again");
+    let again = tenants::get(&mut transaction, id).await.expect("get");
+    assert_eq!(again.archived_until.map(|time| time.to_jiff()), Some(until.to_jiff()), "kept no longer");
+    let standing = lifecycle::lock(&mut transaction, id).await.expect("look");
+    assert!(standing.was_suspended);
+    lifecycle::unarchive(&mut transaction, id, TenantState::Suspended).await.expect("unarchive");
+    let back = tenants::get(&mut transaction, id).await.expect("get");
+    assert_eq!((back.state, back.suspension_reason.as_deref()), (TenantState::Suspended, Some("unpaid")));
+    assert!(back.archived_until.is_none() && back.archive_reason.is_none());
+    transaction.rollback().await.expect("roll back");
+}

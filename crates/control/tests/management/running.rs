@@ -1,0 +1,408 @@
+//! Jobs as they are carried out: panics, tries, cancelling, retrying, following, schedules, Redis.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use loomworks_control::accelerator::Accelerator;
+use loomworks_control::access::{Caller, Identity, Permission, Scope};
+use loomworks_control::db::jobs::{Filter, Job};
+use loomworks_control::jobs::{self, Context, Kinds, Progress, Slots, StepError, Then, Work, cron};
+use loomworks_control::page::Asked;
+use loomworks_control::work::sweep::Sweep;
+use loomworks_control::{Error, World, work};
+use loomworks_core::SecretString;
+use loomworks_core::ids::{ApiKeyId, JobId, TenantId};
+use loomworks_testkit::Redis;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::PgConnection;
+use tokio::sync::watch;
+
+use super::jobs::{QUEUE, queue};
+use super::tenant;
+
+/// Does what it is told, step after step.
+#[derive(Clone, Serialize, Deserialize)]
+struct Told {
+    tenant: Option<TenantId>,
+    name: String,
+    steps: Vec<Do>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum Do {
+    GoOn,
+    Panic,
+    Fail,
+    /// Until the test says so.
+    Wait,
+    /// The same, and it cannot be cancelled there.
+    WaitFirmly,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Place {
+    number: usize,
+    what: Do,
+}
+
+static GO_ON: AtomicI32 = AtomicI32::new(0);
+
+impl Work for Told {
+    const KIND: &'static str = "told";
+    const MAX_ATTEMPTS: i32 = 3;
+    type Step = Place;
+
+    fn tenant(&self) -> Option<TenantId> {
+        self.tenant
+    }
+
+    fn dedup_key(&self) -> String {
+        self.name.clone()
+    }
+
+    fn first(&self) -> Place {
+        Place { number: 0, what: self.steps[0] }
+    }
+
+    fn progress(_: &Place) -> Progress {
+        Progress { percent: 50, words: "doing as told" }
+    }
+
+    fn can_cancel(step: &Place) -> bool {
+        step.what != Do::WaitFirmly
+    }
+
+    async fn run(&self, step: &Place, world: &World, _: &Context) -> Result<Then<Place>, StepError> {
+        note(world, &format!("tried {} {}", self.name, step.number)).await;
+        match step.what {
+            Do::GoOn => {}
+            Do::Panic => panic!("as told"),
+            Do::Fail => return Err(Error::Internal("failed as told".into()).into()),
+            Do::Wait | Do::WaitFirmly if GO_ON.load(Ordering::SeqCst) == 0 => {
+                return Ok(Then::Later(Duration::from_millis(20)));
+            }
+            Do::Wait | Do::WaitFirmly => {}
+        }
+        let number = step.number + 1;
+        Ok(match self.steps.get(number) {
+            Some(what) => Then::Next(Place { number, what: *what }),
+            None => Then::Done(json!({ "steps": number })),
+        })
+    }
+
+    async fn give_up(&self, connection: &mut PgConnection, _: &Context) -> Result<(), Error> {
+        write(connection, &format!("gave up {}", self.name)).await;
+        Ok(())
+    }
+
+    async fn take_up(
+        &self,
+        step: &Place,
+        connection: &mut PgConnection,
+        _: &Context,
+    ) -> Result<Option<Place>, Error> {
+        write(connection, &format!("took up {}", self.name)).await;
+        // It is mended.
+        Ok((step.number < 5).then_some(Place { number: step.number, what: Do::GoOn }))
+    }
+}
+
+/// Notes go into a table that nobody else uses.
+async fn write(connection: &mut PgConnection, what: &str) {
+    sqlx::query("INSERT INTO notifications (event, severity, message) VALUES ('test', 'info', $1)")
+        .bind(what)
+        .execute(connection)
+        .await
+        .expect("note");
+}
+
+async fn note(world: &World, what: &str) {
+    write(&mut world.db.platform.acquire().await.expect("connect"), what).await;
+}
+
+async fn noted(world: &World, what: &str) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM notifications WHERE event = 'test' AND message = $1")
+        .bind(what)
+        .fetch_one(&world.db.platform)
+        .await
+        .expect("look")
+}
+
+/// A world with a worker in it, alone with the queue.
+struct Running {
+    world: World,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+    _alone: tokio::sync::MutexGuard<'static, ()>,
+}
+
+impl Running {
+    async fn start(accelerator: Accelerator) -> Self {
+        let (db, alone) = queue().await;
+        GO_ON.store(0, Ordering::SeqCst);
+        sqlx::query("DELETE FROM notifications").execute(&db.platform).await.expect("forget");
+        let server = QUEUE.server().await;
+        let directory = server.directory.join(server.unique("world"));
+        let kinds: Kinds = work::kinds().with::<Told>();
+        let slots = Slots { in_process: 6, per_tenant: 3 };
+        let world =
+            crate::working::world(&server.cluster, db, &directory, "a node", kinds, slots, accelerator).await;
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(jobs::runner::run(world.clone(), stopped));
+        Self { world, stop, task, _alone: alone }
+    }
+
+    async fn enqueue(&self, tenant: Option<TenantId>, name: &str, steps: &[Do]) -> JobId {
+        let told = Told { tenant, name: name.into(), steps: steps.to_vec() };
+        let mut connection = self.world.db.platform.acquire().await.expect("connect");
+        jobs::enqueue(&mut connection, &told, "test").await.expect("enqueue")
+    }
+
+    async fn job(&self, id: JobId) -> Job {
+        jobs::get(&self.world, &operator(), id).await.expect("the job")
+    }
+
+    async fn until(&self, id: JobId, state: &str) -> Job {
+        loop {
+            let job = self.job(id).await;
+            if job.state == state {
+                return job;
+            }
+            assert!(!job.is_finished(), "{job:?} is not {state}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn end(self) {
+        self.stop.send_replace(true);
+        self.task.await.expect("the worker ends");
+    }
+}
+
+fn caller(scope: Scope, permissions: &[Permission]) -> Caller {
+    Caller {
+        identity: Identity::Key(ApiKeyId::random()),
+        scope,
+        permissions: permissions.to_vec(),
+        name: "test".into(),
+    }
+}
+
+fn operator() -> Caller {
+    caller(Scope::Operator, &Permission::ALL)
+}
+
+#[tokio::test]
+async fn a_step_that_panics_or_fails_is_tried_exactly_as_often_as_it_may_be() {
+    let running = Running::start(Accelerator::default()).await;
+    for (name, harm, says) in
+        [("panics", Do::Panic, "it panicked: as told"), ("fails", Do::Fail, "failed as told")]
+    {
+        let id = running.enqueue(None, name, &[Do::GoOn, harm]).await;
+        let job = running.until(id, "failed").await;
+        assert!(job.error.as_deref().is_some_and(|error| error.contains(says)), "{job:?}");
+        assert_eq!((job.attempts, job.max_attempts), (3, 3));
+        assert_eq!(noted(&running.world, &format!("tried {name} 0")).await, 1);
+        assert_eq!(noted(&running.world, &format!("tried {name} 1")).await, 3);
+        assert_eq!(noted(&running.world, &format!("gave up {name}")).await, 1);
+    }
+    let id = running.enqueue(None, "after", &[Do::GoOn]).await;
+    running.until(id, "succeeded").await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_job_that_failed_is_tried_again_where_it_failed_and_only_once_at_a_time() {
+    let running = Running::start(Accelerator::default()).await;
+    let id = running.enqueue(None, "mended", &[Do::GoOn, Do::Fail]).await;
+    running.until(id, "failed").await;
+    let failed = Filter { state: Some(jobs_state("failed")), ..Filter::default() };
+    let asked = Asked::new(Some(10), None).expect("a page");
+    let page = jobs::list(&running.world, &operator(), &failed, &asked).await.expect("a list");
+    assert_eq!(page.items.iter().map(|job| job.id).collect::<Vec<_>>(), [id]);
+
+    // Somebody has asked for the same meanwhile.
+    let other = running.enqueue(None, "mended", &[Do::Wait]).await;
+    assert!(matches!(jobs::retry(&running.world, &operator(), id).await, Err(Error::Conflict { .. })));
+    GO_ON.store(1, Ordering::SeqCst);
+    running.until(other, "succeeded").await;
+
+    let before = noted(&running.world, "tried mended 0").await;
+    let retried = jobs::retry(&running.world, &operator(), id).await.expect("retry");
+    assert_eq!((retried.state.as_str(), retried.attempts, retried.error), ("waiting", 0, None));
+    let job = running.until(id, "succeeded").await;
+    assert_eq!(job.result, Some(json!({ "steps": 2 })));
+    assert_eq!(noted(&running.world, "tried mended 0").await, before, "what was done is not done again");
+    assert_eq!(noted(&running.world, "took up mended").await, 1, "what was refused was rolled back");
+    assert!(matches!(jobs::retry(&running.world, &operator(), id).await, Err(Error::Conflict { .. })));
+    running.end().await;
+}
+
+fn jobs_state(word: &str) -> loomworks_control::db::jobs::State {
+    serde_json::from_value(json!(word)).expect("a state")
+}
+
+#[tokio::test]
+async fn a_job_is_cancelled_where_it_may_be_and_nowhere_else() {
+    let running = Running::start(Accelerator::default()).await;
+    let world = &running.world;
+    // One that runs, in the middle of its wait.
+    let id = running.enqueue(None, "runs", &[Do::Wait, Do::GoOn]).await;
+    running.until(id, "running").await;
+    let asked = jobs::cancel(world, &operator(), id).await.expect("cancel");
+    assert!(asked.cancel_requested);
+    running.until(id, "cancelled").await;
+    assert_eq!(noted(world, "gave up runs").await, 1);
+    // One that waits, at once.
+    let id = running.enqueue(None, "waits", &[Do::GoOn]).await;
+    sqlx::query("UPDATE jobs SET run_at = now() + interval '1 hour' WHERE id = $1 AND state = 'waiting'")
+        .bind(id.0)
+        .execute(&world.db.platform)
+        .await
+        .expect("later");
+    if let Ok(job) = jobs::cancel(world, &operator(), id).await {
+        assert!(job.state == "cancelled" || job.cancel_requested);
+    }
+    // One that is past the point of no return.
+    let id = running.enqueue(None, "firm", &[Do::WaitFirmly]).await;
+    running.until(id, "running").await;
+    assert!(matches!(jobs::cancel(world, &operator(), id).await, Err(Error::Conflict { .. })));
+    GO_ON.store(1, Ordering::SeqCst);
+    running.until(id, "succeeded").await;
+    assert!(matches!(jobs::cancel(world, &operator(), id).await, Err(Error::Conflict { .. })));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_tenant_changes_its_own_jobs_and_sees_no_others() {
+    let running = Running::start(Accelerator::default()).await;
+    let (acme, globex) = (tenant(&running.world.db).await, tenant(&running.world.db).await);
+    let id = running.enqueue(Some(acme), "acme's", &[Do::Fail]).await;
+    running.until(id, "failed").await;
+    let world = &running.world;
+    let other = caller(Scope::TenantAdmin(globex), &Permission::ALL);
+    assert!(matches!(jobs::get(world, &other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(jobs::retry(world, &other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(jobs::cancel(world, &other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(jobs::follow(world, &other, id).await, Err(Error::NotFound(_))));
+    let reader = caller(Scope::TenantUser(acme), &[Permission::Read]);
+    assert!(jobs::get(world, &reader, id).await.is_ok());
+    assert!(matches!(jobs::retry(world, &reader, id).await, Err(Error::Forbidden)));
+    let looking = caller(Scope::Operator, &[Permission::Read]);
+    assert!(matches!(jobs::retry(world, &looking, id).await, Err(Error::Forbidden)));
+    let own = caller(Scope::TenantUser(acme), &[Permission::Read, Permission::Work]);
+    jobs::retry(world, &own, id).await.expect("its own");
+    running.until(id, "succeeded").await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn who_follows_a_job_is_told_how_it_goes_on_until_it_has_ended() {
+    let running = Running::start(Accelerator::default()).await;
+    let id = running.enqueue(None, "followed", &[Do::GoOn, Do::Wait]).await;
+    let mut follow = jobs::follow(&running.world, &operator(), id).await.expect("follow");
+    let mut seen = Vec::new();
+    while let Some(job) = follow.next().await.expect("the job") {
+        if job.percent == 50 {
+            GO_ON.store(1, Ordering::SeqCst);
+        }
+        seen.push(job);
+    }
+    assert_eq!(seen.last().map(|job| job.state.as_str()), Some("succeeded"));
+    assert!(seen.iter().any(|job| job.percent == 50), "{seen:?}");
+    assert!(seen.windows(2).all(|two| two[0] != two[1]), "{seen:?}");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_due_becomes_one_job_whoever_looks() {
+    let (db, _alone) = queue().await;
+    let server = QUEUE.server().await;
+    let directory = server.directory.join(server.unique("world"));
+    let kinds = work::kinds();
+    let none = Accelerator::default();
+    let world =
+        crate::working::world(&server.cluster, db, &directory, "a node", kinds, Slots::default(), none).await;
+    let world = Arc::new(world);
+    let mut connection = world.db.platform.acquire().await.expect("connect");
+    let timing = "every 1h".parse().expect("a timing");
+    cron::ensure(&mut connection, "test", &timing, &Sweep {}).await.expect("a schedule");
+    assert_eq!(cron::tick(&world).await.expect("look"), 0, "it is not due");
+    let due = "UPDATE schedules SET next_run_at = now() - interval '3 days'";
+    sqlx::query(due).execute(&mut *connection).await.expect("let it be due");
+    // The same again changes nothing.
+    cron::ensure(&mut connection, "test", &timing, &Sweep {}).await.expect("a schedule");
+    let looks = [cron::tick(&world), cron::tick(&world), cron::tick(&world), cron::tick(&world)];
+    let [a, b, c, d] = looks;
+    let (a, b, c, d) = tokio::join!(a, b, c, d);
+    let enqueued = [a, b, c, d].map(|enqueued| enqueued.expect("look")).iter().sum::<usize>();
+    assert_eq!(enqueued, 1, "three days were missed, and one run is made up for");
+    assert_eq!(cron::tick(&world).await.expect("look"), 0);
+
+    sqlx::query(due).execute(&mut *connection).await.expect("let it be due");
+    assert_eq!(cron::tick(&world).await.expect("look"), 0, "the job of the last run is unfinished");
+    sqlx::query("UPDATE jobs SET state = 'failed'").execute(&mut *connection).await.expect("end it");
+    sqlx::query(due).execute(&mut *connection).await.expect("let it be due");
+    assert_eq!(cron::tick(&world).await.expect("look"), 1);
+    assert!(cron::enable(&mut connection, "test", false).await.expect("rest"));
+    sqlx::query("UPDATE jobs SET state = 'failed'").execute(&mut *connection).await.expect("end it");
+    sqlx::query(due).execute(&mut *connection).await.expect("let it be due");
+    assert_eq!(cron::tick(&world).await.expect("look"), 0, "it rests");
+    assert!(cron::remove(&mut connection, "test").await.expect("remove"));
+    assert!(!cron::remove(&mut connection, "test").await.expect("remove"));
+}
+
+#[tokio::test]
+async fn the_sweep_removes_what_ended_long_ago_and_nothing_else() {
+    let running = Running::start(Accelerator::default()).await;
+    let world = &running.world;
+    let (old, new) =
+        (running.enqueue(None, "old", &[Do::GoOn]).await, running.enqueue(None, "new", &[Do::GoOn]).await);
+    running.until(old, "succeeded").await;
+    running.until(new, "succeeded").await;
+    sqlx::query("UPDATE jobs SET finished_at = now() - interval '31 days' WHERE id = $1")
+        .bind(old.0)
+        .execute(&world.db.platform)
+        .await
+        .expect("let it be old");
+    let mut connection = world.db.platform.acquire().await.expect("connect");
+    let sweep = jobs::enqueue(&mut connection, &Sweep {}, "test").await.expect("enqueue");
+    let swept = running.until(sweep, "succeeded").await;
+    assert_eq!(swept.result, Some(json!({ "jobs": 1, "notifications": 0 })));
+    assert!(matches!(jobs::get(world, &operator(), old).await, Err(Error::NotFound(_))));
+    running.job(new).await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn redis_is_told_and_asked_and_forgetting_harms_nobody() {
+    let mut redis = Redis::start();
+    let accelerator = Accelerator::new(&SecretString::from(redis.url()), 4).expect("an address");
+    let running = Running::start(accelerator.clone()).await;
+    let count = async || accelerator.increment_within(None, "test", Duration::from_secs(60)).await;
+    assert_eq!((count().await, count().await), (Some(1), Some(2)));
+    assert_ne!(redis.cli(&["PTTL", "freight:platform:counters:test"]), "-1", "it ends");
+
+    let acme = tenant(&running.world.db).await;
+    let id = running.enqueue(Some(acme), "told", &[Do::Wait]).await;
+    let active = format!("freight:{acme}:jobs:active");
+    while redis.cli(&["SISMEMBER", &active, &id.to_string()]) != "1" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(redis.cli(&["GET", &format!("freight:{acme}:locks:{id}")]), "a node");
+    assert_eq!(redis.cli(&["FLUSHALL"]), "OK");
+    assert_eq!(count().await, Some(1), "it begins anew");
+    redis.kill();
+    assert_eq!(count().await, None);
+    GO_ON.store(1, Ordering::SeqCst);
+    running.until(id, "succeeded").await;
+    let id = running.enqueue(Some(acme), "without", &[Do::GoOn]).await;
+    running.until(id, "succeeded").await;
+    redis.start_again();
+    while count().await.is_none() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    running.end().await;
+}

@@ -1,0 +1,5 @@
+//! Tenants made by the platform's own worker on a real PostgreSQL: from templates, with a pool, within their limits.
+
+mod limits;
+mod provision;
+mod world;

@@ -1,0 +1,95 @@
+//! `loomworks snapshot`, `restore`, `backup` and `wal`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use loomworks_core::ids::SnapshotId;
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum SnapshotCommand {
+    /// Take a snapshot, and wait until it is ready.
+    Create {
+        tenant: String,
+        /// How to find it again.
+        #[arg(long, default_value = "by hand")]
+        name: String,
+        /// Do not wait.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// A tenant's snapshots, newest first.
+    List { tenant: String },
+}
+
+#[derive(Args, Debug, Clone)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Target {
+    /// To this snapshot.
+    #[arg(long, value_name = "ID")]
+    pub(crate) snapshot: Option<SnapshotId>,
+    /// To this moment, with its time zone: 2026-03-10T14:05:00+01:00.
+    #[arg(long)]
+    pub(crate) time: Option<Timestamp>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum RestoreCommand {
+    /// Show what a restore would do.
+    Plan {
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Bring the tenant back. Its present database is kept for seven days.
+    Run {
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// Do not wait until it is done.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Put the database back that the last restore replaced. Again: forward.
+    SwapBack {
+        tenant: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// Do not wait until it is done.
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum BackupCommand {
+    /// Take a base backup now, and wait for it.
+    Run {
+        /// Do not wait.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// The base backups, oldest first.
+    List,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum WalCommand {
+    /// Store a WAL file, as PostgreSQL's `archive_command` ends: `wal push --repository DIR %p`.
+    Push {
+        #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
+        repository: PathBuf,
+        path: PathBuf,
+    },
+    /// Bring a WAL file back, as `restore_command` ends: `wal fetch --repository DIR %f %p`. Status 1: there is none.
+    Fetch {
+        #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
+        repository: PathBuf,
+        name: String,
+        path: PathBuf,
+    },
+}
