@@ -17,8 +17,27 @@ pub enum UndoError {
     NotRowByRow { operation: OperationId, what: String, lsn: Lsn },
     #[error("column {column} of {table} has another type now than when the operation was logged")]
     ColumnChanged { table: String, column: String },
+    /// A rule that the table has been given since, or code of the tenant's that a rule calls, does not let a row pass.
+    #[error("a rule of the tenant's database refuses what would be put back: {reason}")]
+    Refused { reason: String, source: sqlx::Error },
     #[error("use the operation log")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
+}
+
+/// The classes of errors that a value or the tenant's own code brings about: data, constraints, functions, PL/pgSQL.
+/// Source: PostgreSQL, appendix A, "Error Codes".
+const REFUSALS: [&str; 5] = ["22", "23", "38", "39", "P0"];
+
+impl From<sqlx::Error> for UndoError {
+    fn from(source: sqlx::Error) -> Self {
+        let refusal = source.as_database_error().filter(|error| {
+            error.code().is_some_and(|code| REFUSALS.iter().any(|class| code.starts_with(class)))
+        });
+        match refusal.map(|error| error.message().to_owned()) {
+            Some(reason) => Self::Refused { reason, source },
+            None => Self::Database(source),
+        }
+    }
 }
 
 impl UndoError {
@@ -37,6 +56,7 @@ impl UndoError {
                 Some(format!("restore the tenant to a moment before it; `loomworks ops show` says when that was (WAL {lsn})"))
             }
             Self::ColumnChanged { .. } => Some("change the column's type back first, or restore the tenant to a moment before the operation".into()),
+            Self::Refused { .. } => Some("change that rule first, or restore the tenant to a moment before the operation".into()),
             Self::Database(_) => None,
         }
     }

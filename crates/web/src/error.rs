@@ -259,6 +259,7 @@ fn undo_status(error: &UndoError) -> (StatusCode, &'static str) {
         UndoError::Unknown(_) => (StatusCode::NOT_FOUND, "not_found"),
         UndoError::AlreadyUndone { .. } => (StatusCode::CONFLICT, "already_undone"),
         UndoError::Conflicts(_) => (StatusCode::CONFLICT, "undo_conflict"),
+        UndoError::Refused { .. } => (StatusCode::CONFLICT, "undo_refused"),
         UndoError::NotRowByRow { .. } | UndoError::ColumnChanged { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "not_row_by_row")
         }

@@ -1,6 +1,6 @@
 //! Keys, identities, generated columns, unique values that are exchanged.
 
-use loomworks_undo::Mode;
+use loomworks_undo::{Mode, UndoError};
 
 use crate::tenant::{Tenant, counts};
 
@@ -40,6 +40,43 @@ async fn keys_that_were_exchanged_are_exchanged_back() {
     let operation = tenant.by_agent(exchange).await;
     tenant.undo(operation).await;
     assert_eq!(tenant.bytes("pair").await, before);
+}
+
+#[tokio::test]
+async fn a_rule_that_came_later_refuses_what_it_does_not_allow_and_says_so() {
+    let tenant = Tenant::with(
+        "CREATE TABLE item (id int PRIMARY KEY, price int, note text); INSERT INTO item VALUES (1, -1, NULL), (2, -2, 'b');
+         CREATE FUNCTION strict_price(p int) RETURNS bool LANGUAGE plpgsql AS
+             $$ BEGIN IF p < 0 THEN RAISE 'prices are above nothing'; END IF; RETURN true; END $$;",
+    )
+    .await;
+    let update = tenant.by_agent("UPDATE item SET price = 5, note = 'x'").await;
+    let delete = tenant.by_agent("DELETE FROM item WHERE id = 2").await;
+    for (rule, drop, says) in [
+        (
+            "ALTER TABLE item ADD CONSTRAINT c CHECK (price > 0)",
+            "ALTER TABLE item DROP CONSTRAINT c",
+            "check constraint",
+        ),
+        ("ALTER TABLE item ALTER note SET NOT NULL", "ALTER TABLE item ALTER note DROP NOT NULL", "not-null"),
+        (
+            "ALTER TABLE item ADD CONSTRAINT c CHECK (strict_price(price))",
+            "ALTER TABLE item DROP CONSTRAINT c",
+            "prices are above nothing",
+        ),
+    ] {
+        tenant.by_app(rule).await;
+        let before = tenant.bytes("item").await;
+        let refused = tenant.try_undo(&[update, delete], Mode::Strict).await;
+        assert!(
+            matches!(&refused, Err(UndoError::Refused { reason, .. }) if reason.contains(says)),
+            "{rule}: {refused:?}"
+        );
+        assert_eq!(tenant.bytes("item").await, before, "nothing was changed");
+        tenant.by_app(drop).await;
+    }
+    tenant.try_undo(&[update, delete], Mode::Strict).await.expect("they are gone");
+    assert_eq!(tenant.rows("item").await, "(1,-1,) (2,-2,b)");
 }
 
 #[tokio::test]
