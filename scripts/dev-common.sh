@@ -26,6 +26,8 @@ install_missing() {
     has_postgresql || missing+=(postgresql)
     # For tests only.
     command -v redis-server >/dev/null || missing+=(redis-server)
+    command -v curl >/dev/null || missing+=(curl)
+    command -v jq >/dev/null || missing+=(jq)
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     if [ "${#missing[@]}" -gt 0 ]; then
         command -v apt-get >/dev/null ||

@@ -4,6 +4,7 @@ mod access;
 mod audit;
 mod bad_input;
 mod crashes;
+mod docs;
 mod fleet;
 mod journey;
 mod lifecycle;
