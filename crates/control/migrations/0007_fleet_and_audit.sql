@@ -14,9 +14,13 @@ CREATE TABLE audit_seals (
     -- Without a gap from 1.
     place     bigint PRIMARY KEY CHECK (place > 0),
     audit_id  bigint NOT NULL UNIQUE,
-    -- SHA-256 of the row and of the hash before it.
+    -- SHA-256 of the row, of what follows here, and of the hash before it.
     hash      bytea NOT NULL CHECK (octet_length(hash) = 32),
-    sealed_at timestamptz NOT NULL DEFAULT now()
+    -- Never before that of the seal before it.
+    sealed_at timestamptz NOT NULL,
+    -- The transaction that sealed: its number was taken after the rows were read, so whoever wrote with a smaller one
+    -- may still become visible, and whoever has a larger one began to write later.
+    xid       xid8 NOT NULL DEFAULT pg_current_xact_id()
 );
 
 -- The end of the chain.
@@ -32,7 +36,7 @@ INSERT INTO audit_head DEFAULT VALUES;
 
 REVOKE INSERT ON audit FROM loomworks_platform, loomworks_api;
 GRANT INSERT (actor, action, tenant_id, detail, origin) ON audit TO loomworks_platform, loomworks_api;
-GRANT SELECT, INSERT ON audit_seals TO loomworks_platform;
+GRANT SELECT, INSERT (place, audit_id, hash, sealed_at) ON audit_seals TO loomworks_platform;
 GRANT SELECT, UPDATE ON audit_head TO loomworks_platform;
 
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -4,6 +4,7 @@
 //! changes, removes or adds a row afterwards breaks the chain, and [`verify`] tells where. Who rewrites the whole chain
 //! cannot rewrite the heads that were noted elsewhere: in the log each day, in the metrics, in a file of the operator's.
 
+mod history;
 pub mod sealer;
 pub mod verify;
 
@@ -42,15 +43,20 @@ pub async fn record(
     detail: Value,
 ) -> sqlx::Result<()> {
     let origin = origin();
-    sqlx::query("INSERT INTO audit (actor, action, tenant_id, detail, origin) VALUES ($1, $2, $3, $4, $5)")
-        .bind(actor)
-        .bind(action)
-        .bind(tenant.map(|tenant| tenant.0))
-        .bind(detail)
-        .bind(origin)
-        .execute(connection)
-        .await
-        .map(drop)
+    // The transaction has its number before the row gets its id: whoever has a smaller id than a row that can be seen
+    // has a number by then, and `verify` relies on it.
+    sqlx::query(
+        "INSERT INTO audit (actor, action, tenant_id, detail, origin)
+         SELECT $1, $2, $3, $4, $5 FROM pg_current_xact_id()",
+    )
+    .bind(actor)
+    .bind(action)
+    .bind(tenant.map(|tenant| tenant.0))
+    .bind(detail)
+    .bind(origin)
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 /// How many lines wait for their seal, and for how many seconds the oldest does.

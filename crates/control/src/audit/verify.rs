@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
+use super::history::History;
 use super::sealer::{self, hash, hex};
 use crate::World;
 use crate::access::Operator;
@@ -57,7 +58,7 @@ pub enum BrokenKind {
     Changed,
     /// The row is gone.
     Deleted,
-    /// The row was not there when its time was sealed.
+    /// The row was not there when what is around it was sealed.
     Inserted,
     /// Seals are gone from the middle.
     SealMissing,
@@ -83,8 +84,10 @@ pub async fn verify_in(db: &Db, wanted: &Wanted) -> Result<Verdict, Error> {
         .await?;
     let head = audit::head(&mut transaction).await?;
     let (waiting, _) = audit::lag(&mut transaction).await?;
+    // One seal more than was asked for: that it is older is believed only if it is as it was made. Whoever makes seals
+    // look older must make this one look older too.
     let start = match wanted.since {
-        Some(since) => audit::place_before(&mut transaction, since).await?,
+        Some(since) => (audit::place_before(&mut transaction, since).await? - 1).max(0),
         None => 0,
     };
     let mut verdict = Verdict {
@@ -145,22 +148,27 @@ async fn walk(connection: &mut PgConnection, start: i64) -> Result<(audit::Head,
         start => audit::hash_at(connection, start).await?,
     };
     let mut at = audit::Head { place: start, hash: hash.unwrap_or_default() };
+    let mut history = History::default();
+    if let Some((sealing, largest_id)) = audit::sealing_at(connection, start).await? {
+        history.add(sealing, largest_id);
+    }
     loop {
         let page = audit::sealed(connection, at.place, PAGE).await?;
         if page.is_empty() {
             return Ok((at, None));
         }
         for seal in page {
-            if let Some(broken) = look(&at, &seal) {
+            if let Some(broken) = look(&at, &history, &seal) {
                 return Ok((at, Some(broken)));
             }
+            history.add(seal.sealing, seal.audit_id);
             at = audit::Head { place: seal.place, hash: seal.hash };
         }
     }
 }
 
 /// What is wrong with the seal that follows.
-fn look(before: &audit::Head, seal: &Sealed) -> Option<Broken> {
+fn look(before: &audit::Head, history: &History, seal: &Sealed) -> Option<Broken> {
     let (place, id) = (seal.place, seal.audit_id);
     let broken = |kind, message| Some(Broken { kind, place: Some(place), id: Some(id), message });
     if place != before.place + 1 {
@@ -170,8 +178,12 @@ fn look(before: &audit::Head, seal: &Sealed) -> Option<Broken> {
     let Some(row) = &seal.row else {
         return broken(BrokenKind::Deleted, format!("row {id} is gone"));
     };
-    if hash(&before.hash, row) != seal.hash {
-        return broken(BrokenKind::Changed, format!("row {id} is not as it was written"));
+    if hash(&before.hash, row, seal.sealing) != seal.hash {
+        return broken(BrokenKind::Changed, format!("row {id}, or its seal, is not as it was written"));
     }
-    None
+    if history.was_sealed_later(seal.sealing) {
+        return broken(BrokenKind::Changed, format!("the seal of row {id} is older than the one before it"));
+    }
+    let why = history.contradiction(row, seal.sealing)?;
+    broken(BrokenKind::Inserted, format!("row {id} appeared later than it says: {why}"))
 }

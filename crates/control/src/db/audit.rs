@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use loomworks_core::ids::TenantId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::Time;
@@ -52,12 +52,22 @@ pub struct Sealable {
     pub xid: String,
 }
 
+/// When rows were sealed, and by which transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub struct Sealing {
+    /// Microseconds since 1970.
+    pub sealed_at: i64,
+    #[sqlx(rename = "sealed_by")]
+    pub xid: i64,
+}
+
 /// A seal with the row that it seals, if that is still there.
 #[derive(Clone, Debug)]
 pub struct Sealed {
     pub place: i64,
     pub audit_id: i64,
     pub hash: Vec<u8>,
+    pub sealing: Sealing,
     pub row: Option<Sealable>,
 }
 
@@ -69,6 +79,9 @@ pub struct Head {
 
 const HASHED: &str = "a.id, (extract(epoch FROM a.at) * 1000000)::int8 AS at, a.actor, a.action, a.tenant_id, \
                       a.detail::text AS detail, a.origin, a.xid::text AS xid";
+
+const SEALING: &str =
+    "(extract(epoch FROM s.sealed_at) * 1000000)::int8 AS sealed_at, s.xid::text::int8 AS sealed_by";
 
 /// A tenant of the filter and of row security at once: each takes away, none adds.
 pub async fn list(
@@ -105,11 +118,26 @@ pub async fn is_recorded(connection: &mut PgConnection, action: &str, part: &Val
         .await
 }
 
-/// The head, if nobody else is sealing.
-pub async fn lock_head(connection: &mut PgConnection) -> sqlx::Result<Option<Head>> {
-    sqlx::query_as("SELECT place, hash FROM audit_head FOR UPDATE SKIP LOCKED")
-        .fetch_optional(connection)
-        .await
+/// Whether nobody else is sealing; nobody will for the rest of the transaction. Not a lock of the head's row: that would
+/// give the transaction its number, which must come after it has read.
+pub async fn begin_sealing(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended('loomworks: seal the audit log', 0))",
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// The present moment, or that of the last seal if the clock was set back since, and the transaction's number. To be
+/// asked for after the rows were read.
+pub async fn sealing(connection: &mut PgConnection) -> sqlx::Result<Sealing> {
+    sqlx::query_as(
+        "SELECT (extract(epoch FROM greatest(clock_timestamp(), s.sealed_at)) * 1000000)::int8 AS sealed_at,
+             pg_current_xact_id()::text::int8 AS sealed_by
+         FROM (SELECT) present LEFT JOIN (SELECT sealed_at FROM audit_seals ORDER BY place DESC LIMIT 1) s ON true",
+    )
+    .fetch_one(connection)
+    .await
 }
 
 pub async fn head(connection: &mut PgConnection) -> sqlx::Result<Head> {
@@ -133,16 +161,20 @@ pub async fn unsealed(connection: &mut PgConnection, rows: i64) -> sqlx::Result<
 
 pub async fn insert_seals(
     connection: &mut PgConnection,
+    sealing: Sealing,
     places: &[i64],
     ids: &[i64],
     hashes: &[Vec<u8>],
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "INSERT INTO audit_seals (place, audit_id, hash) SELECT * FROM unnest($1::int8[], $2::int8[], $3::bytea[])",
+        "INSERT INTO audit_seals (place, audit_id, hash, sealed_at)
+         SELECT new.*, timestamptz 'epoch' + $4 * interval '1 microsecond'
+         FROM unnest($1::int8[], $2::int8[], $3::bytea[]) new",
     )
     .bind(places)
     .bind(ids)
     .bind(hashes)
+    .bind(sealing.sealed_at)
     .execute(connection)
     .await
     .map(drop)
@@ -185,6 +217,8 @@ pub async fn sealed(connection: &mut PgConnection, after: i64, rows: i64) -> sql
         place: i64,
         audit_id: i64,
         hash: Vec<u8>,
+        #[sqlx(flatten)]
+        sealing: Sealing,
         id: Option<i64>,
         at: Option<i64>,
         actor: Option<String>,
@@ -195,7 +229,7 @@ pub async fn sealed(connection: &mut PgConnection, after: i64, rows: i64) -> sql
         xid: Option<String>,
     }
     let sql = format!(
-        "SELECT s.place, s.audit_id, s.hash, {HASHED} FROM audit_seals s LEFT JOIN audit a ON a.id = s.audit_id
+        "SELECT s.place, s.audit_id, s.hash, {SEALING}, {HASHED} FROM audit_seals s LEFT JOIN audit a ON a.id = s.audit_id
          WHERE s.place > $1 ORDER BY s.place LIMIT $2"
     );
     let joined: Vec<Joined> =
@@ -219,6 +253,7 @@ pub async fn sealed(connection: &mut PgConnection, after: i64, rows: i64) -> sql
             place: joined.place,
             audit_id: joined.audit_id,
             hash: joined.hash,
+            sealing: joined.sealing,
         })
         .collect())
 }
@@ -233,12 +268,25 @@ pub async fn slipped_in(connection: &mut PgConnection) -> sqlx::Result<Option<i6
     .await
 }
 
-/// The last place that was sealed before a moment.
+/// The place before the first that was sealed at a moment or later.
 pub async fn place_before(connection: &mut PgConnection, moment: Timestamp) -> sqlx::Result<i64> {
-    sqlx::query_scalar("SELECT coalesce(max(place), 0) FROM audit_seals WHERE sealed_at < $1")
-        .bind(Time::from(moment))
-        .fetch_one(connection)
-        .await
+    sqlx::query_scalar(
+        "SELECT coalesce((SELECT min(place) - 1 FROM audit_seals WHERE sealed_at >= $1),
+                         (SELECT max(place) FROM audit_seals), 0)",
+    )
+    .bind(Time::from(moment))
+    .fetch_one(connection)
+    .await
+}
+
+/// How a place was sealed, and the largest id of a row up to it.
+pub async fn sealing_at(connection: &mut PgConnection, place: i64) -> sqlx::Result<Option<(Sealing, i64)>> {
+    let sql = format!(
+        "SELECT {SEALING}, (SELECT max(audit_id) FROM audit_seals WHERE place <= $1) AS id
+         FROM audit_seals s WHERE s.place = $1"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(place).fetch_optional(connection).await?;
+    row.map(|row| Ok((Sealing::from_row(&row)?, row.try_get("id")?))).transpose()
 }
 
 /// The hash at a place.

@@ -1,5 +1,6 @@
 //! The audit log: what is done to it afterwards is found, also when a superuser does it.
 
+use jiff::{SignedDuration, Timestamp};
 use loomworks_control::audit::verify::{BrokenKind, Verdict, Wanted, verify_in};
 use loomworks_control::audit::{record, sealer, with_origin};
 use loomworks_control::db::Db;
@@ -21,8 +22,8 @@ async fn write(db: &Db, action: &str, tenant: Option<TenantId>) -> i64 {
     sqlx::query_scalar("SELECT max(id) FROM audit").fetch_one(&mut *connection).await.expect("its id")
 }
 
-async fn verify(db: &Db, expect: Option<&str>) -> Verdict {
-    let wanted = Wanted { since: None, expect: expect.map(str::to_owned) };
+async fn verify(db: &Db, since: Option<Timestamp>, expect: Option<&str>) -> Verdict {
+    let wanted = Wanted { since, expect: expect.map(str::to_owned) };
     verify_in(db, &wanted).await.expect("verify")
 }
 
@@ -36,12 +37,18 @@ async fn superuser() -> PgConnection {
 }
 
 /// Copies of both tables, to be put back.
-async fn tampered(tampering: &[&str]) -> Verdict {
+async fn tampered(since: Option<Timestamp>, tampering: &[&str]) -> Verdict {
     let (db, _alone) = LOG.database().await;
     for action in ["a", "b", "c", "d", "e"] {
+        if action == "c" {
+            // A number that is used by nobody.
+            let mut rolled_back = db.platform.begin().await.expect("begin");
+            record(&mut rolled_back, "never", "test.gap", None, json!({})).await.expect("record");
+            rolled_back.rollback().await.expect("roll back");
+        }
         write(&db, action, None).await;
     }
-    let intact = verify(&db, None).await;
+    let intact = verify(&db, None, None).await;
     assert!(intact.intact && intact.waiting == 0 && intact.checked == intact.sealed, "{intact:?}");
     let mut admin = superuser().await;
     for sql in ["audit", "audit_seals", "audit_head"] {
@@ -53,13 +60,13 @@ async fn tampered(tampering: &[&str]) -> Verdict {
             sqlx::query(AssertSqlSafe((*statement).to_owned())).execute(&mut admin).await.expect(statement);
         assert!(done.rows_affected() > 0, "{statement} changed nothing");
     }
-    let verdict = verify(&db, Some(&intact.head)).await;
+    let verdict = verify(&db, since, Some(&intact.head)).await;
     let put_back = "TRUNCATE audit, audit_seals, audit_head;
         INSERT INTO audit OVERRIDING SYSTEM VALUE SELECT * FROM kept_audit;
         INSERT INTO audit_seals SELECT * FROM kept_audit_seals; INSERT INTO audit_head SELECT * FROM kept_audit_head";
     sqlx::raw_sql(put_back).execute(&mut admin).await.expect("put back");
     admin.close().await.expect("close");
-    assert!(self::verify(&db, Some(&intact.head)).await.intact, "as it was");
+    assert!(self::verify(&db, None, Some(&intact.head)).await.intact, "as it was");
     verdict
 }
 
@@ -67,6 +74,15 @@ async fn tampered(tampering: &[&str]) -> Verdict {
 async fn each_kind_of_tampering_is_told_with_its_place() {
     let middle = "(SELECT max(id) - 2 FROM audit)";
     let change = |set: &str| format!("UPDATE audit SET {set} WHERE id = {middle}");
+    let forged = |id: &str, at: &str, xid: &str| {
+        format!(
+            "INSERT INTO audit (id, at, actor, action, xid) OVERRIDING SYSTEM VALUE
+             SELECT {id}, {at}, 'forger', 'forged', {xid} FROM audit"
+        )
+    };
+    let last_seal = |set: &str| {
+        format!("UPDATE audit_seals SET {set} WHERE place = (SELECT max(place) FROM audit_seals)")
+    };
     let cases = [
         (vec![change("actor = 'somebody else'")], BrokenKind::Changed),
         (vec![change("at = at - interval '1 microsecond'")], BrokenKind::Changed),
@@ -110,6 +126,20 @@ async fn each_kind_of_tampering_is_told_with_its_place() {
             ],
             BrokenKind::Inserted,
         ),
+        // As if it had always been there, with a number that nobody used. The transaction is not named, so that the
+        // sealer takes it for a new row.
+        (vec![forged("max(id) - 3", "min(at)", "pg_current_xact_id()")], BrokenKind::Inserted),
+        (vec![forged("max(id) - 3", "now()", "pg_current_xact_id()")], BrokenKind::Inserted),
+        (
+            vec![forged("max(id) + 1", "now() - interval '2 hours'", "pg_current_xact_id()")],
+            BrokenKind::Inserted,
+        ),
+        // In the name of a transaction that may be late, or of one that is yet to come.
+        (vec![forged("min(id) - 1", "min(at)", "(SELECT horizon FROM audit_head)")], BrokenKind::Inserted),
+        (vec![forged("max(id) + 1", "now()", "'1000000000000'::xid8")], BrokenKind::Inserted),
+        // The seals themselves.
+        (vec![last_seal("sealed_at = '2000-01-01'")], BrokenKind::Changed),
+        (vec![last_seal("xid = '3'")], BrokenKind::Changed),
         // Two rows exchanged.
         (
             vec![format!(
@@ -121,9 +151,24 @@ async fn each_kind_of_tampering_is_told_with_its_place() {
     ];
     for (statements, kind) in cases {
         let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
-        let verdict = tampered(&statements).await;
+        let verdict = tampered(None, &statements).await;
         let broken = verdict.broken.unwrap_or_else(|| panic!("not found: {statements:?}"));
         assert!(!verdict.intact && broken.kind == kind, "{statements:?}: {broken:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_changed_lately_is_found_though_its_seals_look_old() {
+    let yesterday = loomworks_core::time::now() - SignedDuration::from_hours(24);
+    let middle = "(SELECT max(id) - 2 FROM audit)";
+    let change = format!("UPDATE audit SET actor = 'somebody else' WHERE id = {middle}");
+    let old = "UPDATE audit_seals SET sealed_at = '2000-01-01'";
+    let up_to = format!("{old} WHERE audit_id <= {middle}");
+    for seals in [None, Some(old), Some(&up_to)] {
+        let statements: Vec<&str> = std::iter::once(change.as_str()).chain(seals).collect();
+        let verdict = tampered(Some(yesterday), &statements).await;
+        let broken = verdict.broken.unwrap_or_else(|| panic!("not found: {statements:?}"));
+        assert!(!verdict.intact && broken.kind == BrokenKind::Changed, "{statements:?}: {broken:?}");
     }
 }
 
@@ -144,7 +189,7 @@ async fn rows_of_transactions_that_cross_are_all_sealed_once() {
     let sealers = (sealer::seal(&db), sealer::seal(&db), sealer::seal(&db));
     let (a, b, c) = tokio::join!(sealers.0, sealers.1, sealers.2);
     a.and(b).and(c).expect("seal side by side");
-    let verdict = verify(&db, None).await;
+    let verdict = verify(&db, None, None).await;
     assert!(verdict.intact && verdict.waiting == 0, "{verdict:?}");
     let mut connection = db.platform.acquire().await.expect("connect");
     let (rows, sealed): (i64, i64) =
