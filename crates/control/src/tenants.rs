@@ -1,13 +1,16 @@
 //! Tenants: written down, made, listed, changed, suspended, resumed. How they end is in [`crate::retirement`].
 
+use std::collections::BTreeSet;
+
 use loomworks_core::ids::{JobId, TenantId};
 use loomworks_core::name::{Label, Subdomain};
 use loomworks_core::tenant::{Change, TenantState};
+use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
 use crate::World;
 use crate::access::{Caller, Granted, Operator, listing};
-use crate::audit;
+use crate::audit::{self, sealer::hex};
 use crate::credentials::{app_password_purpose, random_password};
 use crate::db::lifecycle::{self, Standing, Suspension, Update};
 use crate::db::routes;
@@ -71,7 +74,7 @@ pub async fn create(world: &World, operator: &Operator, wanted: &Wanted) -> Resu
     };
     let tenant = tenants::get(&mut scoped, id).await?;
     let detail = json!({ "subdomain": wanted.subdomain, "profile": profile, "draft": wanted.draft,
-        "after": changeable(&tenant) });
+        "after": changeable(&tenant), "settings_changed": changed_settings(&Value::Null, &tenant.settings) });
     audit::record(&mut scoped, &operator.actor, "tenant.created", Some(id), detail).await?;
     scoped.commit().await?;
     Ok(Created { tenant, job, admin })
@@ -155,7 +158,8 @@ pub async fn update(
     {
         jobs::enqueue(&mut scoped, &ApplySubscription { tenant: id }, &operator.actor).await?;
     }
-    let detail = json!({ "before": changeable(&before), "after": changeable(&after) });
+    let mut detail = json!({ "before": changeable(&before), "after": changeable(&after) });
+    detail["settings_changed"] = json!(changed_settings(&before.settings, &after.settings));
     audit::record(&mut scoped, &operator.actor, "tenant.updated", Some(id), detail).await?;
     scoped.commit().await?;
     Ok(after)
@@ -173,7 +177,15 @@ fn check(update: &Update) -> Result<(), Error> {
     Ok(())
 }
 
-/// What [`update`] can change, for the audit log.
+/// The names of the settings that differ.
+fn changed_settings<'a>(before: &'a Value, after: &'a Value) -> Vec<&'a str> {
+    let names = |settings: &'a Value| settings.as_object().into_iter().flat_map(|object| object.keys());
+    let all: BTreeSet<&str> = names(before).chain(names(after)).map(String::as_str).collect();
+    all.into_iter().filter(|name| before.get(name) != after.get(name)).collect()
+}
+
+/// What [`update`] can change, for the audit log. Of the settings a checksum: the log is kept for ever, also when the
+/// tenant and what was in them are to be gone.
 fn changeable(tenant: &Tenant) -> Value {
     json!({
         "name": tenant.name,
@@ -182,7 +194,7 @@ fn changeable(tenant: &Tenant) -> Value {
         "max_users": tenant.own_max_users,
         "max_storage_gb": tenant.own_max_storage_gb,
         "max_ai_operations_daily": tenant.own_max_ai_operations_daily,
-        "settings": tenant.settings,
+        "settings_sha256": hex(digest(&SHA256, tenant.settings.to_string().as_bytes()).as_ref()),
     })
 }
 
@@ -264,5 +276,17 @@ pub(crate) async fn provisioned(world: &World, granted: &Granted) -> Result<Tena
         TenantState::Archived => Err(Error::conflict("the tenant is archived")
             .with_hint("`loomworks tenant unarchive` takes it back while its data is kept")),
         TenantState::Destroyed => Err(Error::NotFound("such tenant")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_settings_the_names_that_differ_are_told_and_no_value() {
+        let (before, after) = (json!({ "a": 1, "b": "x", "c": {} }), json!({ "a": 1, "b": "y", "d": null }));
+        assert_eq!(changed_settings(&before, &after), ["b", "c", "d"]);
+        assert_eq!(changed_settings(&Value::Null, &json!({})), [""; 0]);
     }
 }
