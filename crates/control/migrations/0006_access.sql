@@ -56,6 +56,8 @@ CREATE TABLE idempotency_keys (
     effect_at      timestamptz,
     -- The answer, wrapped: it may hold a secret that is shown once.
     answer_wrapped bytea,
+    -- The tenant that it was about, as far as it was about one: the answer goes with it.
+    about_tenant   uuid,
     created_at     timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (caller, key)
 );
@@ -64,12 +66,12 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON idempotency_keys TO loomworks_platform;
 
 -- For tenants' own transactions, which may not see the table: notes that the attempt takes effect. NULL: it may not any
 -- more, another one has begun.
-CREATE FUNCTION note_idempotent_effect(the_caller text, the_key text, the_attempt uuid) RETURNS boolean
+CREATE FUNCTION note_idempotent_effect(the_caller text, the_key text, the_attempt uuid, the_tenant uuid) RETURNS boolean
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE public.idempotency_keys SET effect_at = now()
+    UPDATE public.idempotency_keys SET effect_at = now(), about_tenant = coalesce(about_tenant, the_tenant)
     WHERE caller = the_caller AND key = the_key AND attempt = the_attempt AND answer_wrapped IS NULL
     RETURNING true
 $$;
-REVOKE ALL ON FUNCTION note_idempotent_effect(text, text, uuid) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION note_idempotent_effect(text, text, uuid) TO loomworks_platform, loomworks_api;
+REVOKE ALL ON FUNCTION note_idempotent_effect(text, text, uuid, uuid) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION note_idempotent_effect(text, text, uuid, uuid) TO loomworks_platform, loomworks_api;

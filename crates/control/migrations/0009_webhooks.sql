@@ -47,6 +47,8 @@ CREATE TABLE webhook_deliveries (
     webhook_id      uuid NOT NULL REFERENCES webhooks ON DELETE CASCADE,
     -- The webhook's tenant, not the notification's.
     tenant_id       uuid REFERENCES tenants ON DELETE CASCADE,
+    -- The notification's, also when it goes to a webhook of the platform: what that was told goes with the tenant.
+    about_tenant    uuid,
     -- NULL: a test. No reference: a delivery may outlive its notification.
     notification_id bigint,
     event           text NOT NULL,
@@ -68,6 +70,8 @@ CREATE INDEX webhook_deliveries_newest ON webhook_deliveries (webhook_id, number
 -- One test at a time.
 CREATE UNIQUE INDEX webhook_deliveries_one_test ON webhook_deliveries (webhook_id)
     WHERE notification_id IS NULL AND state = 'waiting';
+CREATE INDEX webhook_deliveries_about ON webhook_deliveries (about_tenant);
+CREATE INDEX webhook_deliveries_finished ON webhook_deliveries (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (next_attempt_at) WHERE state = 'waiting';
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON webhooks, webhook_secrets, webhook_deliveries TO loomworks_platform;

@@ -186,6 +186,7 @@ pub async fn tenant(db: &Db, caller: &Caller, name: &str, permission: Permission
     let tenant = db::tenants::find_id(&mut transaction.0, &name.to_ascii_lowercase())
         .await?
         .ok_or(Error::NotFound("such tenant"))?;
+    idempotency::note_tenant(tenant);
     if !caller.permissions.contains(&permission) {
         return Err(Error::Forbidden);
     }

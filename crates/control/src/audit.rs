@@ -16,6 +16,7 @@ use crate::World;
 use crate::access::{self, Caller, Scope};
 use crate::db::audit::{self, Entry, Filter};
 use crate::error::Error;
+use crate::idempotency;
 use crate::page::{Asked, Page};
 
 tokio::task_local! {
@@ -43,6 +44,9 @@ pub async fn record(
     detail: Value,
 ) -> sqlx::Result<()> {
     let origin = origin();
+    if let Some(tenant) = tenant {
+        idempotency::note_tenant(tenant);
+    }
     // The transaction has its number before the row gets its id: whoever has a smaller id than a row that can be seen
     // has a number by then, and `verify` relies on it.
     sqlx::query(

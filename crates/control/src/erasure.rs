@@ -5,6 +5,7 @@ use loomworks_core::name::Subdomain;
 use loomworks_core::time;
 use loomworks_postgres::{closing, roles};
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 
 use crate::access::Operator;
 use crate::credentials::app_roles;
@@ -18,6 +19,30 @@ use crate::{World, data_keys, exports};
 pub(crate) struct Erased {
     pub(crate) databases: Vec<TenantDatabase>,
     pub(crate) roles: Vec<String>,
+}
+
+impl Erased {
+    /// What a tenant has, and what is noted that it had.
+    pub(crate) async fn of(mgmt: &mut PgConnection, id: TenantId) -> Result<Self, Error> {
+        let mut erased: Self = match rows::erased(mgmt, id).await? {
+            Some(value) => {
+                serde_json::from_value(value).map_err(|error| Error::Internal(error.to_string()))?
+            }
+            None => Self::default(),
+        };
+        let names = tenants::names(mgmt, id).await?;
+        for database in tenants::databases(mgmt, id).await? {
+            if erased.databases.iter().all(|known| known.oid != database.oid) {
+                erased.databases.push(database);
+            }
+        }
+        for role in [names.owner_role].into_iter().chain(app_roles(&names.app_role)) {
+            if !erased.roles.contains(&role) {
+                erased.roles.push(role);
+            }
+        }
+        Ok(erased)
+    }
 }
 
 /// What was looked for.
@@ -44,6 +69,19 @@ pub struct ErasureReport {
     pub kept: Vec<String>,
 }
 
+impl ErasureReport {
+    /// What was found of a tenant besides its row, for people. `None`: nothing, it may be called destroyed.
+    pub(crate) fn remainder(&self) -> Option<String> {
+        let left = self.checks.iter().filter(|check| !check.gone && check.what != ITS_ROW);
+        let left: Vec<String> =
+            left.map(|check| format!("{} ({})", check.what, check.found.join(", "))).collect();
+        (!left.is_empty()).then(|| left.join("; "))
+    }
+}
+
+/// The one check that a tenant passes by being called destroyed.
+const ITS_ROW: &str = "its row, by its id: it has no name and no settings any more";
+
 /// What the names of a tenant's roles and of all its databases but the live one begin with.
 pub(crate) fn prefix(tenant: TenantId) -> String {
     format!("lwt_{}_", tenant.short())
@@ -63,13 +101,7 @@ pub(crate) async fn look(world: &World, id: TenantId) -> Result<ErasureReport, E
     let mut mgmt = rows::connect(&world.cluster).await?;
     let tenant = tenants::find(&mut mgmt, id).await?.ok_or(Error::NotFound("such tenant"))?;
     let names = tenants::names(&mut mgmt, id).await?;
-    let mut erased: Erased = match rows::erased(&mut mgmt, id).await? {
-        Some(value) => serde_json::from_value(value).map_err(|error| Error::Internal(error.to_string()))?,
-        None => Erased::default(),
-    };
-    erased.databases.extend(tenants::databases(&mut mgmt, id).await?);
-    erased.roles.push(names.owner_role);
-    erased.roles.extend(app_roles(&names.app_role));
+    let erased = Erased::of(&mut mgmt, id).await?;
 
     let row = match tenant.destroyed_at {
         Some(_) => Vec::new(),
@@ -91,9 +123,16 @@ pub(crate) async fn look(world: &World, id: TenantId) -> Result<ErasureReport, E
     let routed = routes::rows(&mut mgmt).await?.into_iter().filter(|route| route.id == id);
     let routed = routed.map(|route| route.subdomain.to_string()).collect();
     let checks = vec![
-        check("its row, by its id: it has no name and no settings any more", row),
-        check("its rows in the management database, in every table that says whose a row is", left),
-        check("its data key, by opening it: without it no copy of an export or a secret can be read", key),
+        check(ITS_ROW, row),
+        check(
+            "its rows in the management database, in every table that says whose a row is or whom it is about",
+            left,
+        ),
+        check(
+            "its data key in the management database, by opening it: a copy of an export that somebody kept opens with \
+             nothing else",
+            key,
+        ),
         check(
             "its databases, by number and by name, in the catalogue and among the server's files",
             databases(world, id, &erased).await?,
@@ -109,10 +148,14 @@ pub(crate) async fn look(world: &World, id: TenantId) -> Result<ErasureReport, E
     ];
     let kept = vec![
         format!(
-            "{audit_rows} rows of the audit log: who did what with the tenant, with the names and reasons they gave"
+            "{audit_rows} rows of the audit log: who did what with the tenant, with what it was called, its limits, the \
+             names and reasons that were given, and which of its settings were changed, without their values"
         ),
-        "its id, its former subdomain, when it was made and destroyed, and the job that did it".into(),
-        "base backups and WAL of the whole cluster from before, until they are removed from the repository"
+        "its id, its former subdomain (also where fleet migrations named it), when it was made and destroyed, and the \
+         job that did it"
+            .into(),
+        "base backups and WAL of the whole cluster from before, until they are removed from the repository: with \
+         everything that was the tenant's, and with its data key, which only the master key opens"
             .into(),
     ];
     let complete = checks.iter().all(|check| check.gone);

@@ -8,8 +8,10 @@
 //!   answer is lost, which is what the client is told.
 //! - It was only slow, and another attempt has begun: its transaction finds that and does not commit.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use loomworks_core::ids::TenantId;
 use loomworks_core::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -38,6 +40,8 @@ pub struct Attempt {
     caller: String,
     key: String,
     id: Uuid,
+    /// The tenant that the request has turned out to be about.
+    about: Arc<OnceLock<TenantId>>,
 }
 
 /// An answer, as it is kept.
@@ -82,7 +86,7 @@ pub async fn begin(
     for _ in 0..2 {
         let id = Uuid::new_v4();
         if rows::begin(pool, &asked, id, LEASE.as_secs_f64(), KEPT_FOR.as_secs_f64()).await? {
-            return Ok(Begun::Now(Attempt { caller, key: key.to_owned(), id }));
+            return Ok(Begun::Now(Attempt { caller, key: key.to_owned(), id, about: Arc::default() }));
         }
         if let Some(known) = rows::known(pool, &caller, key).await? {
             if known.request != request || known.body_sha256 != digest.as_ref() {
@@ -103,10 +107,17 @@ pub async fn within<T>(attempt: Attempt, work: impl Future<Output = T>) -> T {
     PRESENT.scope(attempt, work).await
 }
 
+/// Says which tenant the present request is about: its answer is deleted with the tenant. Called where somebody gets the
+/// right to one, and where something is audited.
+pub(crate) fn note_tenant(tenant: TenantId) {
+    let _ = PRESENT.try_with(|present| present.about.set(tenant));
+}
+
 /// Called by every commit of somebody's transaction.
 pub(crate) async fn note_effect(connection: &mut PgConnection) -> Result<(), Error> {
     let Ok(present) = PRESENT.try_with(Clone::clone) else { return Ok(()) };
-    if rows::note_effect(connection, &present.caller, &present.key, present.id).await? {
+    let about = present.about.get().copied();
+    if rows::note_effect(connection, &present.caller, &present.key, present.id, about).await? {
         return Ok(());
     }
     Err(Error::conflict("this took so long that the same request was begun anew").with_hint("ask again"))
@@ -115,7 +126,7 @@ pub(crate) async fn note_effect(connection: &mut PgConnection) -> Result<(), Err
 /// Keeps the answer for whoever asks again. A refusal that changed nothing is not kept: the same request may succeed
 /// later.
 pub async fn finish(world: &World, attempt: &Attempt, answer: Option<&Answer>) -> Result<(), Error> {
-    let Attempt { caller, key, id } = attempt;
+    let Attempt { caller, key, id, about } = attempt;
     let pool = &world.db.platform;
     let succeeded = answer.is_some_and(|answer| (200..300).contains(&answer.status));
     if !succeeded && rows::release(pool, caller, key, *id).await? {
@@ -125,7 +136,7 @@ pub async fn finish(world: &World, attempt: &Attempt, answer: Option<&Answer>) -
         Some(answer) => {
             let text = serde_json::to_string(answer).map_err(|error| Error::Internal(error.to_string()))?;
             let wrapped = world.master_key.wrap(&SecretString::from(text), &purpose(caller, key));
-            rows::keep(pool, caller, key, *id, &wrapped).await?;
+            rows::keep(pool, caller, key, *id, &wrapped, about.get().copied()).await?;
         }
         None => rows::end_lease(pool, caller, key, *id).await?,
     }

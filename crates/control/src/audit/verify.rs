@@ -58,7 +58,7 @@ pub enum BrokenKind {
     Changed,
     /// The row is gone.
     Deleted,
-    /// The row was not there when what is around it was sealed.
+    /// The row was not there when its time was sealed.
     Inserted,
     /// Seals are gone from the middle.
     SealMissing,

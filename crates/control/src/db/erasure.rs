@@ -42,26 +42,39 @@ pub struct TableRows {
 
 /// The tables that say whose a row is, but for the tenants themselves.
 pub async fn tables(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
-    sqlx::query_scalar(
-        "SELECT c.relname::text FROM pg_class c
-         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped
-         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = 'public'::regnamespace
-         ORDER BY 1 LIMIT 1000",
-    )
-    .fetch_all(connection)
-    .await
+    Ok(tables_with(connection, &["tenant_id"]).await?.into_iter().map(|(table, _)| table).collect())
 }
 
-/// The condition that finds a tenant's rows. The job that destroys it is no row about it, and must outlive it.
-fn rows_of_tenant(table: &str) -> &'static str {
-    if table == "jobs" { "tenant_id = $1 AND kind <> 'destroy'" } else { "tenant_id = $1" }
+/// The tables that say whose a row is or whom it is about, each with the condition that finds a tenant's rows.
+async fn conditions(connection: &mut PgConnection) -> sqlx::Result<Vec<(String, String)>> {
+    let mut tables = tables_with(connection, &["tenant_id", "about_tenant"]).await?;
+    for (table, condition) in &mut tables {
+        // The job that destroys it is no row about it, and must outlive it.
+        if table == "jobs" {
+            *condition = format!("({condition}) AND kind <> 'destroy'");
+        }
+    }
+    Ok(tables)
+}
+
+/// The tables with one of these columns, each with the condition that one of them is `$1`.
+async fn tables_with(connection: &mut PgConnection, columns: &[&str]) -> sqlx::Result<Vec<(String, String)>> {
+    sqlx::query_as(
+        "SELECT c.relname::text, string_agg(format('%I = $1', a.attname), ' OR ' ORDER BY a.attname)
+         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY ($1) AND NOT a.attisdropped
+         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = 'public'::regnamespace
+         GROUP BY 1 ORDER BY 1 LIMIT 1000",
+    )
+    .bind(columns)
+    .fetch_all(connection)
+    .await
 }
 
 /// How many rows of the tenant each table has, without those that have none.
 pub async fn count(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<Vec<TableRows>> {
     let mut counts = Vec::new();
-    for table in tables(connection).await? {
-        let sql = format!("SELECT count(*) FROM {} WHERE {}", ident(&table), rows_of_tenant(&table));
+    for (table, condition) in conditions(connection).await? {
+        let sql = format!("SELECT count(*) FROM {} WHERE {condition}", ident(&table));
         let rows = sqlx::query_scalar(AssertSqlSafe(sql)).bind(tenant.0).fetch_one(&mut *connection).await?;
         counts.push(TableRows { table, rows });
     }
@@ -71,26 +84,27 @@ pub async fn count(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Res
 
 /// Deletes the tenant's rows from every table but the audit log and `spared`.
 pub async fn delete(connection: &mut PgConnection, tenant: TenantId, spared: &[&str]) -> Result<(), Error> {
-    let mut left = tables(connection).await?;
-    left.retain(|table| table != KEPT && !spared.contains(&table.as_str()));
+    let mut left = conditions(connection).await?;
+    left.retain(|(table, _)| table != KEPT && !spared.contains(&table.as_str()));
     // Rows that others refer to go in a later round: the catalogue's order is not that of the references.
     while !left.is_empty() {
         let mut referred_to = Vec::new();
         let tried = left.len();
-        for table in left {
+        for (table, condition) in left {
             let mut part = connection.begin().await?;
-            let sql = format!("DELETE FROM {} WHERE {}", ident(&table), rows_of_tenant(&table));
+            let sql = format!("DELETE FROM {} WHERE {condition}", ident(&table));
             match sqlx::query(AssertSqlSafe(sql)).bind(tenant.0).execute(&mut *part).await {
                 Ok(_) => part.commit().await?,
                 Err(sqlx::Error::Database(error)) if error.is_foreign_key_violation() => {
                     part.rollback().await?;
-                    referred_to.push(table);
+                    referred_to.push((table, condition));
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         if referred_to.len() == tried {
-            let tables = referred_to.join(", ");
+            let tables: Vec<String> = referred_to.into_iter().map(|(table, _)| table).collect();
+            let tables = tables.join(", ");
             return Err(Error::Internal(format!("rows of {tables} are referred to by what is kept")));
         }
         left = referred_to;
@@ -115,6 +129,20 @@ pub async fn bury(connection: &mut PgConnection, tenant: TenantId, erased: &Valu
     .map(drop)
 }
 
+/// Notes what was dropped, to be looked for.
+pub async fn note_erased(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    erased: &Value,
+) -> sqlx::Result<()> {
+    sqlx::query("UPDATE tenants SET erased = $2 WHERE id = $1")
+        .bind(tenant.0)
+        .bind(erased)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
 /// What was noted about a tenant when it was buried.
 pub async fn erased(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<Option<Value>> {
     sqlx::query_scalar("SELECT erased FROM tenants WHERE id = $1 AND erased IS NOT NULL")
@@ -123,16 +151,34 @@ pub async fn erased(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Re
         .await
 }
 
-/// The columns of a table that may be handed out.
-pub async fn open_columns(connection: &mut PgConnection, table: &str) -> sqlx::Result<Vec<String>> {
-    let columns: Vec<String> = sqlx::query_scalar(
-        "SELECT attname::text FROM pg_attribute WHERE attrelid = ('public.' || quote_ident($1))::regclass
-         AND attnum > 0 AND NOT attisdropped AND atttypid <> 'bytea'::regtype ORDER BY attnum",
+/// The columns of a table: those that may be handed out, and those that are secrets.
+async fn columns(connection: &mut PgConnection, table: &str) -> sqlx::Result<(Vec<String>, Vec<String>)> {
+    let columns: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT attname::text, atttypid <> 'bytea'::regtype FROM pg_attribute
+         WHERE attrelid = ('public.' || quote_ident($1))::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
     )
     .bind(table)
     .fetch_all(connection)
     .await?;
-    Ok(columns.into_iter().filter(|column| !SECRETS.contains(&(table, column.as_str()))).collect())
+    let is_open = |(column, open): &(String, bool)| *open && !SECRETS.contains(&(table, column.as_str()));
+    let (open, secret): (Vec<_>, Vec<_>) = columns.into_iter().partition(is_open);
+    let names = |columns: Vec<(String, bool)>| columns.into_iter().map(|(name, _)| name).collect();
+    Ok((names(open), names(secret)))
+}
+
+/// The columns of a table that may be handed out.
+pub async fn open_columns(connection: &mut PgConnection, table: &str) -> sqlx::Result<Vec<String>> {
+    Ok(columns(connection, table).await?.0)
+}
+
+/// The columns of a tenant's rows that are not handed out, as `table.column`.
+pub async fn left_out(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    let mut all = Vec::new();
+    for table in tables(connection).await?.into_iter().chain(["tenants".to_owned()]) {
+        let (_, secret) = columns(connection, &table).await?;
+        all.extend(secret.iter().map(|column| format!("{table}.{column}")));
+    }
+    Ok(all)
 }
 
 /// The query that gives the rows of a table as JSON, one a row; `$1` is the tenant.

@@ -1,5 +1,6 @@
 //! Requests that were asked with an idempotency key.
 
+use loomworks_core::ids::TenantId;
 use sqlx::{FromRow, PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -77,11 +78,13 @@ pub async fn note_effect(
     caller: &str,
     key: &str,
     attempt: Uuid,
+    about: Option<TenantId>,
 ) -> sqlx::Result<bool> {
-    let noted: Option<bool> = sqlx::query_scalar("SELECT note_idempotent_effect($1, $2, $3)")
+    let noted: Option<bool> = sqlx::query_scalar("SELECT note_idempotent_effect($1, $2, $3, $4)")
         .bind(caller)
         .bind(key)
         .bind(attempt)
+        .bind(about.map(|tenant| tenant.0))
         .fetch_one(connection)
         .await?;
     Ok(noted.is_some())
@@ -94,14 +97,17 @@ pub async fn keep(
     key: &str,
     attempt: Uuid,
     answer_wrapped: &[u8],
+    about: Option<TenantId>,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE idempotency_keys SET answer_wrapped = $4 WHERE caller = $1 AND key = $2 AND attempt = $3",
+        "UPDATE idempotency_keys SET answer_wrapped = $4, about_tenant = coalesce(about_tenant, $5)
+         WHERE caller = $1 AND key = $2 AND attempt = $3",
     )
     .bind(caller)
     .bind(key)
     .bind(attempt)
     .bind(answer_wrapped)
+    .bind(about.map(|tenant| tenant.0))
     .execute(pool)
     .await
     .map(drop)

@@ -244,8 +244,8 @@ pub async fn fan_out(
     new: &ToFanOut<'_>,
 ) -> sqlx::Result<Vec<(DeliveryId, Option<TenantId>)>> {
     let rows: Vec<(Uuid, Option<Uuid>)> = sqlx::query_as(
-        "INSERT INTO webhook_deliveries (id, webhook_id, tenant_id, notification_id, event, body)
-         SELECT gen_random_uuid(), w.id, w.tenant_id, n.id, $3, $4
+        "INSERT INTO webhook_deliveries (id, webhook_id, tenant_id, about_tenant, notification_id, event, body)
+         SELECT gen_random_uuid(), w.id, w.tenant_id, $2, n.id, $3, $4
          FROM notifications n JOIN webhooks w ON w.created_at <= n.at
          WHERE n.id = $1 AND (w.tenant_id IS NULL OR w.tenant_id = $2) AND w.state <> 'disabled'
          AND w.id IS DISTINCT FROM $5
@@ -355,33 +355,30 @@ pub async fn abandon(connection: &mut PgConnection, id: DeliveryId, error: &str)
     .map(drop)
 }
 
-/// A webhook has answered as it should: it is (again) in use, and what it got long ago is forgotten.
-pub async fn record_success(
-    connection: &mut PgConnection,
-    id: WebhookId,
-    keep_days: i32,
-) -> sqlx::Result<()> {
+/// A webhook has answered as it should: it is (again) in use.
+pub async fn record_success(connection: &mut PgConnection, id: WebhookId) -> sqlx::Result<()> {
     sqlx::query(
         "UPDATE webhooks SET state = 'active', failures = 0, failing_since = NULL
          WHERE id = $1 AND (state <> 'active' OR failures > 0)",
     )
     .bind(id.0)
-    .execute(&mut *connection)
-    .await?;
-    forget_old(connection, id, keep_days).await
-}
-
-async fn forget_old(connection: &mut PgConnection, id: WebhookId, keep_days: i32) -> sqlx::Result<()> {
-    sqlx::query(
-        "DELETE FROM webhook_deliveries WHERE id IN (
-             SELECT id FROM webhook_deliveries
-             WHERE webhook_id = $1 AND finished_at < now() - make_interval(days => $2) ORDER BY number LIMIT 100)",
-    )
-    .bind(id.0)
-    .bind(keep_days)
     .execute(connection)
     .await
     .map(drop)
+}
+
+/// Removes up to `rows` deliveries that ended `days` days ago or earlier; says how many.
+pub async fn remove_old(connection: &mut PgConnection, days: i32, rows: i64) -> sqlx::Result<u64> {
+    sqlx::query(
+        "DELETE FROM webhook_deliveries WHERE id IN (
+             SELECT id FROM webhook_deliveries WHERE finished_at < now() - make_interval(days => $1)
+             ORDER BY finished_at LIMIT $2)",
+    )
+    .bind(days)
+    .bind(rows)
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected())
 }
 
 /// Counts an attempt that failed. `Some`: with it the webhook has become disabled, since nothing has arrived for
@@ -391,9 +388,7 @@ pub async fn record_failure(
     id: WebhookId,
     failing_after: i32,
     patience_days: i32,
-    keep_days: i32,
 ) -> sqlx::Result<Option<Webhook>> {
-    forget_old(connection, id, keep_days).await?;
     let sql = format!(
         "UPDATE webhooks SET failures = failures + 1, failing_since = coalesce(failing_since, now()),
              state = CASE WHEN failures + 1 >= $2 THEN 'failing' ELSE state END

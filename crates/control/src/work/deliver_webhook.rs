@@ -48,9 +48,6 @@ const FAILING_AFTER: i32 = 5;
 /// How long nothing may arrive until a webhook is disabled.
 const PATIENCE_DAYS: i32 = 5;
 
-/// How long deliveries that have ended are kept.
-const KEEP_DAYS: i32 = 30;
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeliverWebhook {
     pub delivery: DeliveryId,
@@ -149,10 +146,9 @@ impl DeliverWebhook {
         let recorded = webhooks::record_attempt(connection, self.delivery, outcome, retry_seconds).await?;
         let Some(webhook) = recorded else { return Ok(()) };
         if outcome.error.is_none() {
-            return Ok(webhooks::record_success(connection, webhook, KEEP_DAYS).await?);
+            return Ok(webhooks::record_success(connection, webhook).await?);
         }
-        let disabled =
-            webhooks::record_failure(connection, webhook, FAILING_AFTER, PATIENCE_DAYS, KEEP_DAYS).await?;
+        let disabled = webhooks::record_failure(connection, webhook, FAILING_AFTER, PATIENCE_DAYS).await?;
         if let Some(webhook) = disabled {
             // Without its address, which may be a secret of the receiver's.
             let notice = Notice {

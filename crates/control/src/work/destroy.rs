@@ -8,7 +8,7 @@
 //! Forget         the data key first, then every row: copies that nobody can reach are unreadable
 //! Drop, Rest     its databases, one at a time: each forces a checkpoint on everybody
 //! Roles, Files
-//! Bury           the names are free; this makes it destroyed
+//! Bury           nothing is left, by looking; the names are free: this makes it destroyed
 //! ```
 //!
 //! Each step finds what is left to do from what is there, so a job that was cut off, or one that is asked for after
@@ -30,7 +30,7 @@ use sqlx::{Connection, PgConnection};
 use super::archive::{door, is_quiet, last_snapshot};
 use super::provision::names;
 use super::snapshot::{ARCHIVE_POLL, become_ready};
-use crate::credentials::{app_roles, write_password_file};
+use crate::credentials::write_password_file;
 use crate::db::notifications::Severity;
 use crate::db::tenants::{self, TenantDatabase};
 use crate::db::{erasure as rows, lifecycle, routes, snapshots};
@@ -214,7 +214,7 @@ impl Destroy {
     async fn databases(&self, mgmt: &mut PgConnection, world: &World) -> Result<Vec<TenantDatabase>, Error> {
         let mut admin = world.cluster.connect("postgres").await?;
         let mut found = Vec::new();
-        for noted in tenants::databases(mgmt, self.tenant).await? {
+        for noted in Erased::of(mgmt, self.tenant).await?.databases {
             if let Some(name) = closing::name_of(&mut admin, noted.oid).await? {
                 found.push(TenantDatabase { oid: noted.oid, name });
             }
@@ -259,19 +259,26 @@ impl Destroy {
         write_password_file(world, &names.profile).await
     }
 
-    async fn bury(&self, world: &World, context: &Context) -> Result<(), Error> {
+    /// Calls it destroyed once nothing but its row is found. What was dropped is noted before, to be looked for.
+    async fn bury(&self, world: &World, context: &Context) -> Result<(), StepError> {
         let mut mgmt = rows::connect(&world.cluster).await?;
         let mut transaction = mgmt.begin().await?;
         let standing = lifecycle::lock(&mut transaction, self.tenant).await?;
         if standing.state == TenantState::Destroyed {
             return Ok(());
         }
-        let names = tenants::names(&mut transaction, self.tenant).await?;
-        let erased = Erased {
-            databases: tenants::databases(&mut transaction, self.tenant).await?,
-            roles: [names.owner_role].into_iter().chain(app_roles(&names.app_role)).collect(),
-        };
+        let erased = Erased::of(&mut transaction, self.tenant).await?;
+        rows::note_erased(&mut transaction, self.tenant, &json!(erased)).await?;
         rows::delete(&mut transaction, self.tenant, &[]).await?;
+        transaction.commit().await?;
+        if let Some(left) = erasure::look(world, self.tenant).await?.remainder() {
+            return Err(StepError {
+                message: format!("something is left of tenant {}: {left}", self.tenant),
+                hint: Some("remove it if it does not go by itself; the destruction is tried again".into()),
+                retry: true,
+            });
+        }
+        let mut transaction = mgmt.begin().await?;
         rows::bury(&mut transaction, self.tenant, &json!(erased)).await?;
         let detail = json!({ "databases": erased.databases.len() });
         let by = &context.requested_by;

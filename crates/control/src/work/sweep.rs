@@ -1,11 +1,11 @@
-//! Removing what nobody will look at any more: jobs that ended long ago, old notifications.
+//! Removing what nobody will look at any more: jobs and deliveries that ended long ago, old notifications.
 
 use loomworks_core::ids::TenantId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::World;
-use crate::db::{jobs, notifications};
+use crate::db::{jobs, notifications, webhooks};
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 
 /// How long a job that has ended can be looked at.
@@ -13,6 +13,9 @@ pub const JOBS_KEPT_DAYS: i32 = 30;
 
 /// How long a notification can be read.
 pub const NOTIFICATIONS_KEPT_DAYS: i32 = 90;
+
+/// How long a delivery to a webhook that has ended can be looked at.
+pub const DELIVERIES_KEPT_DAYS: i32 = 30;
 
 /// Rows that go at once: a statement that removes a million would hold up others.
 const ROWS: i64 = 1000;
@@ -25,6 +28,7 @@ pub struct Sweep {}
 pub enum Step {
     Jobs { removed: u64 },
     Notifications { jobs: u64, removed: u64 },
+    Deliveries { jobs: u64, notifications: u64, removed: u64 },
 }
 
 impl Work for Sweep {
@@ -48,6 +52,7 @@ impl Work for Sweep {
         match step {
             Step::Jobs { .. } => Progress { percent: 0, words: "removing old jobs" },
             Step::Notifications { .. } => Progress { percent: 50, words: "removing old notifications" },
+            Step::Deliveries { .. } => Progress { percent: 75, words: "removing old deliveries to webhooks" },
         }
     }
 
@@ -61,8 +66,16 @@ impl Work for Sweep {
             },
             Step::Notifications { jobs, removed } => {
                 match notifications::remove_old(&mut mgmt, NOTIFICATIONS_KEPT_DAYS, ROWS).await? {
-                    0 => Then::Done(json!({ "jobs": jobs, "notifications": removed })),
+                    0 => Then::Next(Step::Deliveries { jobs, notifications: removed, removed: 0 }),
                     more => Then::Next(Step::Notifications { jobs, removed: removed + more }),
+                }
+            }
+            Step::Deliveries { jobs, notifications, removed } => {
+                match webhooks::remove_old(&mut mgmt, DELIVERIES_KEPT_DAYS, ROWS).await? {
+                    0 => Then::Done(
+                        json!({ "jobs": jobs, "notifications": notifications, "deliveries": removed }),
+                    ),
+                    more => Then::Next(Step::Deliveries { jobs, notifications, removed: removed + more }),
                 }
             }
         })

@@ -156,6 +156,11 @@ async fn a_webhook_gets_what_it_wants_and_may_have() {
     for expected in [json!(1), json!(2), json!(3), about, json!(format!("for operators: {acme}"))] {
         assert!(got.contains(&expected), "{expected} is not in {got:?}");
     }
+    // What the platform's was told about a tenant goes with the tenant.
+    let about = "SELECT count(*) FROM webhook_deliveries WHERE webhook_id = $1 AND about_tenant = $2";
+    let about =
+        sqlx::query(about).bind(platform.0).bind(acme.0).fetch_one(&db.platform).await.expect("count");
+    assert_eq!(about.get::<i64, _>(0), 4);
     let filter = Filter { tenant: Some(acme), event: Some("quota.*"), severity: Some(Severity::Warning) };
     let mut connection = db.platform.acquire().await.expect("connect");
     let listed = rows::list(&mut connection, &filter, None, 10).await.expect("list");
@@ -288,4 +293,25 @@ async fn a_failed_job_is_told_unless_it_carried_a_notification() {
     let filter = Filter { tenant: Some(tenant), ..Filter::default() };
     let told = rows::list(&mut connection, &filter, None, 10).await.expect("list");
     assert_eq!(told.iter().map(|row| &row.detail["kind"]).collect::<Vec<_>>(), ["restore"]);
+}
+
+#[tokio::test]
+async fn what_ended_long_ago_is_swept_also_where_nothing_arrives_any_more() {
+    let db = database().await;
+    let tenant = tenant(&db).await;
+    let hook = webhook(&db, Some(tenant), &["*"]).await;
+    let (old, new) = (one_delivery(&db, tenant, hook).await, one_delivery(&db, tenant, hook).await);
+    let waiting = one_delivery(&db, tenant, hook).await;
+    let mut connection = db.platform.acquire().await.expect("connect");
+    for delivery in [old, new] {
+        webhooks::abandon(&mut connection, delivery, "it was the last attempt").await.expect("end it");
+    }
+    sqlx::query("UPDATE webhook_deliveries SET finished_at = now() - interval '31 days' WHERE id = $1")
+        .bind(old.0)
+        .execute(&mut *connection)
+        .await
+        .expect("let days go by");
+    assert!(webhooks::remove_old(&mut connection, 30, 1000).await.expect("sweep") > 0);
+    let left = webhooks::deliveries(&mut connection, hook, None, 10).await.expect("look");
+    assert_eq!(left.iter().map(|delivery| delivery.id).collect::<Vec<_>>(), [waiting, new]);
 }
