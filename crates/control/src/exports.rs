@@ -3,6 +3,7 @@
 //! ```text
 //! manifest.json          what, when, and the length and SHA-256 of each of the others
 //! database.dump          the tenant's database with its operation log, for pg_restore
+//! former/NAME.dump       the databases that were replaced and are kept
 //! operations.jsonl       the operation log to read
 //! records/TABLE.jsonl    the platform's rows about the tenant, without secrets
 //! ```

@@ -35,6 +35,7 @@ use crate::notifications::{self, Notice};
 use crate::sealed::{Opener, Sealer};
 
 const DUMP: &str = "database.dump";
+const FORMER: &str = "former";
 const OPERATIONS: &str = "operations.jsonl";
 const RECORDS: &str = "records";
 
@@ -107,12 +108,20 @@ impl MakeExport {
         let directory = collected(world, self.tenant, self.export);
         remove_directory(&directory).await?;
         make_directory(directory.join(RECORDS)).await?;
+        make_directory(directory.join(FORMER)).await?;
         let mut mgmt = world.db.platform.acquire().await?;
         let tenant = tenants::get(&mut mgmt, self.tenant).await?;
         let names = tenants::names(&mut mgmt, self.tenant).await?;
         drop(mgmt);
         if tenant.state != TenantState::Draft {
             copy::dump_to_file(&world.cluster, &names.database_name, &directory.join(DUMP)).await?;
+            let mut mgmt = world.db.platform.acquire().await?;
+            let former = tenants::former_databases(&mut mgmt, self.tenant).await?;
+            drop(mgmt);
+            for database in former {
+                let dump = directory.join(FORMER).join(format!("{}.dump", database.name));
+                copy::dump_to_file(&world.cluster, &database.name, &dump).await?;
+            }
             write_operations(world, &names, &directory.join(OPERATIONS)).await?;
         }
         Ok(write_records(world, self.tenant, &directory.join(RECORDS)).await?)
@@ -171,7 +180,7 @@ impl MakeExport {
             version: env!("CARGO_PKG_VERSION").into(),
             postgresql_version: world.cluster.installation.major_version,
             members: Vec::new(),
-            left_out: erasure::SECRETS.iter().map(|(table, column)| format!("{table}.{column}")).collect(),
+            left_out: erasure::left_out(&mut mgmt).await?,
         })
     }
 
@@ -286,11 +295,13 @@ fn seal_archive(
 ) -> io::Result<()> {
     let mut paths: Vec<PathBuf> =
         [DUMP, OPERATIONS].iter().map(|name| directory.join(name)).filter(|path| path.exists()).collect();
-    let mut records: Vec<PathBuf> = std::fs::read_dir(directory.join(RECORDS))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<_>>()?;
-    records.sort();
-    paths.extend(records);
+    for several in [FORMER, RECORDS] {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(directory.join(several))?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<_>>()?;
+        files.sort();
+        paths.extend(files);
+    }
     for path in &paths {
         let name = path.strip_prefix(directory).map_err(io::Error::other)?.to_string_lossy().into_owned();
         let (bytes, sha256) = digest(File::open(path)?)?;
@@ -326,6 +337,10 @@ fn holds(name: &str) -> String {
     match name {
         DUMP => "the tenant's database with its operation log; read it with pg_restore".into(),
         OPERATIONS => "what agents did and what was undone, newest first, one operation a line".into(),
+        other if other.starts_with(FORMER) => {
+            "a database of the tenant that was replaced, by a restore, and is kept; read it with pg_restore"
+                .into()
+        }
         other => {
             let table = other.trim_start_matches("records/").trim_end_matches(".jsonl");
             format!("the platform's rows about the tenant in `{table}`, one a line")
