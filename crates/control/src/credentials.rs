@@ -9,11 +9,12 @@ use loomworks_core::ids::{JobId, TenantId};
 use loomworks_core::{ExposeSecret, SecretString, durable};
 
 use serde_json::json;
+use tracing::error;
 
 use crate::World;
 use crate::access::Granted;
 use crate::db;
-use crate::error::Error;
+use crate::error::{Error, chain};
 pub use crate::master_key::MasterKey;
 use crate::work::rotate_credentials::RotateCredentials;
 use crate::{audit, jobs, tenants};
@@ -82,8 +83,16 @@ pub async fn write_password_file(world: &World, profile: &str) -> Result<(), Err
     let rows = db::tenants::credentials_of_profile(&mut transaction, profile).await?;
     let mut text = String::from("# Written by Loomworks. host:port:database:user:password\n");
     for row in rows {
-        let password =
-            world.master_key.unwrap(&row.app_password_wrapped, &app_password_purpose(row.tenant_id))?;
+        let opened = world.master_key.unwrap(&row.app_password_wrapped, &app_password_purpose(row.tenant_id));
+        let password = match opened {
+            Ok(password) => password,
+            // One tenant's damage is not the end of all the others.
+            Err(error) => {
+                let (tenant, error) = (row.tenant_id, chain(&error));
+                error!(%tenant, error, "tenant {tenant} is left out of the password file: {error}");
+                continue;
+            }
+        };
         let port = world.cluster.port.to_string();
         let fields = ["127.0.0.1", &port, &row.database_name, &row.app_role, password.expose_secret()];
         let line: Vec<String> = fields.iter().map(|field| escape(field)).collect();

@@ -38,13 +38,14 @@ pub fn purpose(tenant: TenantId) -> String {
     format!("data key of tenant {tenant}")
 }
 
-/// The tenant's data key; makes it if there is none yet.
+/// The tenant's data key; makes it, in the caller's transaction, if there is none yet.
 pub async fn ensure(
     world: &World,
     connection: &mut PgConnection,
     tenant: TenantId,
 ) -> Result<DataKey, Error> {
-    let new = world.master_key.wrap(&encode(&random::<32>()), &purpose(tenant));
+    let secret = encode(&random::<32>());
+    let new = world.master_key.wrap_for(connection, &secret, &purpose(tenant)).await?;
     data_keys::insert_if_absent(connection, tenant, &new).await?;
     get(world, connection, tenant).await?.ok_or(Error::NotFound("such tenant"))
 }

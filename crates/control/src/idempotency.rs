@@ -135,8 +135,11 @@ pub async fn finish(world: &World, attempt: &Attempt, answer: Option<&Answer>) -
     match answer.filter(|answer| answer.status < 500 && answer.body.len() <= ANSWER_BYTES_MAX) {
         Some(answer) => {
             let text = serde_json::to_string(answer).map_err(|error| Error::Internal(error.to_string()))?;
-            let wrapped = world.master_key.wrap(&SecretString::from(text), &purpose(caller, key));
-            rows::keep(pool, caller, key, *id, &wrapped, about.get().copied()).await?;
+            let (answer, purpose) = (SecretString::from(text), purpose(caller, key));
+            let mut transaction = pool.begin().await?;
+            let wrapped = world.master_key.wrap_for(&mut transaction, &answer, &purpose).await?;
+            rows::keep(&mut transaction, caller, key, *id, &wrapped, about.get().copied()).await?;
+            transaction.commit().await?;
         }
         None => rows::end_lease(pool, caller, key, *id).await?,
     }

@@ -193,6 +193,12 @@ pub async fn enqueue_in<W: Work>(
     Err(Error::conflict("the same job has just ended").with_hint("ask again"))
 }
 
+/// What a job was asked to do.
+pub(crate) async fn work<W: Work>(connection: &mut PgConnection, id: JobId) -> Result<W, Error> {
+    let value = db::jobs::work(connection, id).await?.ok_or(Error::NotFound("such job"))?;
+    serde_json::from_value(value).map_err(|error| Error::Internal(error.to_string()))
+}
+
 /// Waits until a job has ended or the time is over, and tells how it stands.
 pub async fn wait(world: &World, id: JobId, at_most: Duration) -> Result<db::jobs::Job, Error> {
     let deadline = tokio::time::Instant::now() + at_most;

@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use loomworks_core::{ExposeSecret, SecretString, durable};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use sqlx::PgConnection;
 
 use crate::credentials::random;
 use crate::db::Db;
@@ -163,13 +164,14 @@ impl MasterKey {
     /// called before [`Self::pepper`] is used.
     pub async fn adopt_pepper(&self, db: &Db) -> Result<(), Error> {
         const NAME: &str = "api key pepper";
-        let mut connection = db.platform.acquire().await?;
-        if wrapped::platform_secret(&mut connection, NAME).await?.is_none() {
-            let wrapped = self.wrap(&encode(self.pepper()), NAME);
-            wrapped::insert_platform_secret(&mut connection, NAME, &wrapped).await?;
+        let mut transaction = db.platform.begin().await?;
+        if wrapped::platform_secret(&mut transaction, NAME).await?.is_none() {
+            let wrapped = self.wrap_for(&mut transaction, &encode(self.pepper()), NAME).await?;
+            wrapped::insert_platform_secret(&mut transaction, NAME, &wrapped).await?;
         }
         let damaged = || Error::Internal("the stored pepper of the API keys is damaged".into());
-        let wrapped = wrapped::platform_secret(&mut connection, NAME).await?.ok_or_else(damaged)?;
+        let wrapped = wrapped::platform_secret(&mut transaction, NAME).await?.ok_or_else(damaged)?;
+        transaction.commit().await?;
         let stored = decode(&self.unwrap(&wrapped, NAME)?).ok_or_else(damaged)?;
         let stored: [u8; KEY_BYTES] = stored.try_into().map_err(|_| damaged())?;
         if *self.pepper.get_or_init(|| stored) != stored {
@@ -178,13 +180,27 @@ impl MasterKey {
         Ok(())
     }
 
-    /// Encrypts a secret. `what_for` is bound to it: the result opens only for the same purpose.
+    /// Encrypts a secret that is stored in the caller's transaction. `what_for` is bound to it: the result opens only
+    /// for the same purpose.
+    ///
+    /// A former key is not forgotten before the transaction has ended: what it wrapped is seen until then by nobody.
+    pub async fn wrap_for(
+        &self,
+        connection: &mut PgConnection,
+        secret: &SecretString,
+        what_for: &str,
+    ) -> sqlx::Result<Vec<u8>> {
+        wrapped::begin_wrapping(connection).await?;
+        Ok(self.wrap(secret, what_for))
+    }
+
+    /// Encrypts a secret. What is stored is wrapped with [`Self::wrap_for`].
     #[must_use]
     pub fn wrap(&self, secret: &SecretString, what_for: &str) -> Vec<u8> {
         self.wrap_bytes(secret.expose_secret().as_bytes(), what_for)
     }
 
-    /// Opens what [`Self::wrap`] made for the same purpose.
+    /// Opens what was wrapped for the same purpose.
     pub fn unwrap(&self, wrapped: &[u8], what_for: &str) -> Result<SecretString, Error> {
         let refused =
             || Error::Internal(format!("the secret for {what_for} does not open with this master key"));

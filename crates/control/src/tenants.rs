@@ -54,8 +54,9 @@ pub async fn create(world: &World, operator: &Operator, wanted: &Wanted) -> Resu
     let profile = profile(world, wanted.profile.as_deref())?;
     check(&wanted.fields)?;
     let id = TenantId::random();
-    let wrapped = world.master_key.wrap(&random_password(), &app_password_purpose(id));
     let mut scoped = operator.begin(&world.db).await?;
+    let (password, purpose) = (random_password(), app_password_purpose(id));
+    let wrapped = world.master_key.wrap_for(&mut scoped, &password, &purpose).await?;
     let new = New {
         id,
         name: wanted.name.as_str(),

@@ -105,7 +105,6 @@ pub async fn register(
     }
     world.webhooks.check(&wanted.url)?;
     let (id, secret) = (WebhookId::random(), new_secret());
-    let wrapped = world.master_key.wrap(&secret, &secret_purpose(id));
     let events: Vec<String> = wanted.events.iter().map(EventPattern::to_string).collect();
 
     let mut scoped = owner.begin_change(&world.db).await?;
@@ -122,6 +121,7 @@ pub async fn register(
         requested_by: owner.actor(),
     };
     let webhook = webhooks::insert(&mut scoped, &new).await?;
+    let wrapped = world.master_key.wrap_for(&mut scoped, &secret, &secret_purpose(id)).await?;
     webhooks::insert_secret(&mut scoped, owner.tenant(), id, &wrapped).await?;
     let detail = json!({ "webhook": id, "host": wanted.url.host(), "events": events });
     owner.record(&mut scoped, "webhook.registered", detail).await?;
@@ -180,13 +180,13 @@ pub async fn rotate_secret(
     id: WebhookId,
 ) -> Result<(Webhook, SecretString), Error> {
     let secret = new_secret();
-    let wrapped = world.master_key.wrap(&secret, &secret_purpose(id));
     let mut scoped = owner.begin_change(&world.db).await?;
     let webhook = webhooks::get(&mut scoped, owner.tenant(), id).await?.ok_or(UNKNOWN)?;
     if webhooks::end_secrets(&mut scoped, id, OVERLAP_HOURS).await? >= SECRETS_MAX {
         return Err(Error::conflict(format!("this webhook has {SECRETS_MAX} secrets that are still good"))
             .with_hint(format!("each former one ends {OVERLAP_HOURS} hours after it was replaced")));
     }
+    let wrapped = world.master_key.wrap_for(&mut scoped, &secret, &secret_purpose(id)).await?;
     webhooks::insert_secret(&mut scoped, owner.tenant(), id, &wrapped).await?;
     owner.record(&mut scoped, "webhook.secret_rotated", json!({ "webhook": id })).await?;
     scoped.commit().await?;

@@ -92,7 +92,7 @@ pub async fn note_effect(
 
 /// Keeps the answer.
 pub async fn keep(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     caller: &str,
     key: &str,
     attempt: Uuid,
@@ -108,7 +108,7 @@ pub async fn keep(
     .bind(attempt)
     .bind(answer_wrapped)
     .bind(about.map(|tenant| tenant.0))
-    .execute(pool)
+    .execute(connection)
     .await
     .map(drop)
 }

@@ -190,6 +190,11 @@ pub async fn get(connection: &mut PgConnection, id: JobId) -> sqlx::Result<Optio
         .await
 }
 
+/// What a job was asked to do, as its kind reads it.
+pub async fn work(connection: &mut PgConnection, id: JobId) -> sqlx::Result<Option<Value>> {
+    sqlx::query_scalar("SELECT work FROM jobs WHERE id = $1").bind(id.0).fetch_optional(connection).await
+}
+
 /// Which jobs somebody wants to see; what is left out is not asked about.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {

@@ -42,6 +42,27 @@ pub const PLACES: [Place; 7] = [
     Place { table: "platform_secrets", column: "wrapped", purpose: "name" },
 ];
 
+/// What those who wrap secrets share until their transaction has ended, and whoever forgets a key has for himself.
+const WRAPPING: &str = "loomworks: wrap secrets";
+
+/// Keeps every former key from being forgotten until the transaction has ended.
+pub async fn begin_wrapping(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("SELECT pg_advisory_xact_lock_shared(hashtextextended($1, 0))")
+        .bind(WRAPPING)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Waits until nobody has wrapped a secret that is not committed. For the rest of the transaction nobody will.
+pub async fn stop_wrapping(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(WRAPPING)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
 /// A wrapped secret, with where it is.
 #[derive(Clone, Debug, FromRow)]
 pub struct Found {

@@ -57,21 +57,34 @@ pub async fn rotate(world: &World, operator: &Operator, forget_former: bool) -> 
     let mut scoped = operator.begin(&world.db).await?;
     let from = world.master_key.current().to_string();
     let job = jobs::enqueue(&mut scoped, &RotateMasterKey { from, forget_former }, &operator.actor).await?;
+    // One that is under way is found instead. It must do what is asked for.
+    let found: RotateMasterKey = jobs::work(&mut scoped, job).await?;
+    if found.forget_former != forget_former {
+        let what = if found.forget_former { "forgets" } else { "keeps" };
+        let error = Error::conflict(format!("a rotation is under way that {what} the former key: job {job}"));
+        return Err(error.with_hint("ask again when it has ended"));
+    }
     let detail = json!({ "job": job, "before": world.master_key.current().to_string(), "forget_former": forget_former });
     audit::record(&mut scoped, &operator.actor, "master_key.rotation_requested", None, detail).await?;
     scoped.commit().await?;
     Ok(job)
 }
 
-/// How many secrets are not wrapped with the present key.
-pub async fn count_former(db: &Db, master_key: &MasterKey) -> Result<i64, Error> {
-    let mut connection = db.platform.acquire().await?;
+/// Drops all keys but the present one, unless something is wrapped with one of them: `Ok(false)`.
+pub async fn forget_former(db: &Db, master_key: &MasterKey) -> Result<bool, Error> {
+    let mut transaction = db.platform.begin().await?;
+    // Whoever wrapped with a former key before there was another has committed it when this returns.
+    wrapped::stop_wrapping(&mut transaction).await?;
     let header = super::header(master_key.current());
-    let mut all = 0;
     for place in &PLACES {
-        all += wrapped::count(&mut connection, place, &header).await?.1;
+        if wrapped::count(&mut transaction, place, &header).await?.1 > 0 {
+            return Ok(false);
+        }
     }
-    Ok(all)
+    let cannot_write = |error| Error::Internal(format!("write the master key's file: {error}"));
+    master_key.forget_former().map_err(cannot_write)?;
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// What was wrapped anew.

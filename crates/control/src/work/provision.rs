@@ -263,7 +263,8 @@ pub async fn want_admin(
         return Err(Error::invalid("a login has 1 to 255 characters, none of them a control character"));
     }
     let password = random_password();
-    let wrapped = world.master_key.wrap(&password, &admin_password_purpose(tenant));
+    let wrapped =
+        world.master_key.wrap_for(&mut *connection, &password, &admin_password_purpose(tenant)).await?;
     templates::want_admin(connection, tenant, login, &wrapped).await?;
     Ok(Some(NewAdmin { login: login.to_owned(), password }))
 }

@@ -130,10 +130,11 @@ impl RotateCredentials {
         if let Some(from) = self.rotation(world).await?.retiring_role {
             return Ok(Then::Next(Step::HandOver { from }));
         }
-        let wrapped = world.master_key.wrap(&random_password(), &app_password_purpose(self.tenant));
-        let mut mgmt = world.db.platform.acquire().await?;
-        credentials::prepare(&mut mgmt, self.tenant, &wrapped).await?;
-        drop(mgmt);
+        let (password, purpose) = (random_password(), app_password_purpose(self.tenant));
+        let mut transaction = world.db.platform.begin().await.map_err(Error::from)?;
+        let wrapped = world.master_key.wrap_for(&mut transaction, &password, &purpose).await?;
+        credentials::prepare(&mut transaction, self.tenant, &wrapped).await?;
+        transaction.commit().await?;
         let from = self.rotation(world).await?.app_role;
         let to = other_role(&from);
         Ok(Then::Next(Step::MakeRole { from, to }))

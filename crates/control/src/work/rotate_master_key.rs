@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
 use loomworks_core::ids::TenantId;
-use loomworks_core::time;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -14,12 +12,9 @@ use crate::audit;
 use crate::db::audit::is_recorded;
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
-use crate::master_key::rotation::{count_former, rewrap_all};
+use crate::master_key::rotation::{forget_former, rewrap_all};
 
 const POLL: Duration = Duration::from_millis(250);
-
-/// How long a secret may take from being wrapped to being committed. The former key is not forgotten before.
-const SETTLE: SignedDuration = SignedDuration::from_secs(5);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RotateMasterKey {
@@ -32,8 +27,8 @@ pub struct RotateMasterKey {
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     MakeKey,
-    Rewrap { since: Timestamp },
-    Forget { since: Timestamp },
+    Rewrap,
+    Forget,
     Record,
 }
 
@@ -56,8 +51,8 @@ impl Work for RotateMasterKey {
     fn progress(step: &Step) -> Progress {
         let (percent, words) = match step {
             Step::MakeKey => (0, "making a key"),
-            Step::Rewrap { .. } => (20, "wrapping secrets anew"),
-            Step::Forget { .. } => (80, "forgetting the former key"),
+            Step::Rewrap => (20, "wrapping secrets anew"),
+            Step::Forget => (80, "forgetting the former key"),
             Step::Record => (95, "writing it down"),
         };
         Progress { percent, words }
@@ -68,23 +63,20 @@ impl Work for RotateMasterKey {
         match step {
             Step::MakeKey => {
                 key.renew(&self.from).map_err(cannot_write)?;
-                Ok(Then::Next(Step::Rewrap { since: time::now() }))
+                Ok(Then::Next(Step::Rewrap))
             }
-            Step::Rewrap { since } => {
+            Step::Rewrap => {
                 rewrap(world).await?;
-                let next = if self.forget_former { Step::Forget { since: *since } } else { Step::Record };
+                let next = if self.forget_former { Step::Forget } else { Step::Record };
                 Ok(Then::Next(next))
             }
-            Step::Forget { since } if time::now().duration_since(*since) < SETTLE => Ok(Then::Later(POLL)),
-            Step::Forget { .. } => {
-                // Whoever wrapped with the former key a moment before there was another has written it by now.
+            Step::Forget => {
+                // What was wrapped with the former key a moment before there was another is found now, or next time.
                 rewrap(world).await?;
-                // Each column as it is at one moment.
-                if count_former(&world.db, key).await? > 0 {
-                    return Ok(Then::Later(POLL));
-                }
-                key.forget_former().map_err(cannot_write)?;
-                Ok(Then::Next(Step::Record))
+                Ok(match forget_former(&world.db, key).await? {
+                    true => Then::Next(Step::Record),
+                    false => Then::Later(POLL),
+                })
             }
             Step::Record => {
                 let detail =

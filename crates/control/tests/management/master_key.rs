@@ -1,18 +1,31 @@
 //! Changing the master key: nothing that is stored is forgotten, and everything opens at every moment.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use loomworks_control::credentials::{MasterKey, app_password_purpose};
-use loomworks_control::data_keys;
+use loomworks_control::accelerator::Accelerator;
+use loomworks_control::credentials::{MasterKey, app_password_purpose, write_password_file};
 use loomworks_control::db::wrapped::PLACES;
 use loomworks_control::db::{Db, credentials, data_keys as rows};
+use loomworks_control::jobs::{Kinds, Slots};
 use loomworks_control::master_key::HEADER_BYTES;
-use loomworks_control::master_key::rotation::rewrap_all;
+use loomworks_control::master_key::rotation::{self, forget_former, rewrap_all};
+use loomworks_control::{Error, World, data_keys};
 use loomworks_core::ids::TenantId;
 use loomworks_core::{ExposeSecret, SecretString};
 use sqlx::PgConnection;
 
-use super::{database, master_key, tenant};
+use super::world::{operator, until};
+use super::{Alone, database, master_key, tenant, working};
+
+/// Tests for which no secret may be there that another one's key has wrapped.
+static KEYS: Alone = Alone::new();
+
+async fn platform(db: &Db, directory: &Path) -> World {
+    let cluster = &KEYS.server().await.cluster;
+    let (kinds, slots, none) = (Kinds::default(), Slots::default(), Accelerator::default());
+    working::world(cluster, db.clone(), directory, "test", kinds, slots, none).await
+}
 
 #[tokio::test]
 async fn every_column_with_a_wrapped_secret_is_in_the_list() {
@@ -83,4 +96,79 @@ async fn every_secret_is_wrapped_anew_and_opens_all_the_while() {
     let again = MasterKey::load_or_create(key.file()).expect("read it");
     again.adopt_pepper(&db).await.expect("the stored pepper opens");
     assert_eq!(again.pepper(), key.pepper(), "API keys stay good");
+}
+
+#[tokio::test]
+async fn no_key_is_forgotten_while_a_secret_that_it_has_wrapped_is_on_its_way() {
+    let (db, _alone) = KEYS.database().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let world = platform(&db, directory.path()).await;
+    let key = &world.master_key;
+    let id = tenant(&db).await;
+    // Its password is wrapped with the key of all the other tests.
+    sqlx::query("DELETE FROM public.tenant_credentials")
+        .execute(&mut KEYS.server().await.cluster.connect("loomworks_mgmt").await.expect("connect"))
+        .await
+        .expect("delete");
+
+    let mut slow = db.platform.begin().await.expect("begin");
+    let secret = SecretString::from("data key");
+    let wrapped = key.wrap_for(&mut slow, &secret, &data_keys::purpose(id)).await.expect("wrap");
+    key.renew(&key.current().to_string()).expect("make a key");
+    rewrap_all(&db, key).await.expect("rewrap");
+    let forgetting = tokio::spawn({
+        let world = world.clone();
+        async move { forget_former(&world.db, &world.master_key).await.expect("look") }
+    });
+    until("whoever forgets waits", async || {
+        let waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)";
+        sqlx::query_scalar(waiting).fetch_one(&db.platform).await.expect("look")
+    })
+    .await;
+    rows::insert_if_absent(&mut slow, id, &wrapped).await.expect("insert");
+    slow.commit().await.expect("commit");
+    assert!(!forgetting.await.expect("the task"), "it was found");
+    assert_eq!(key.former().len(), 1);
+
+    rewrap_all(&db, key).await.expect("rewrap");
+    assert!(forget_former(&db, key).await.expect("forget") && key.former().is_empty());
+    let mut connection = db.platform.acquire().await.expect("connect");
+    let wrapped = rows::wrapped(&mut connection, id).await.expect("read").expect("a data key");
+    assert_eq!(key.unwrap(&wrapped, &data_keys::purpose(id)).expect("open").expose_secret(), "data key");
+}
+
+#[tokio::test]
+async fn a_rotation_that_is_to_forget_is_not_taken_for_one_that_keeps() {
+    let (db, _alone) = KEYS.database().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let world = platform(&db, directory.path()).await;
+    let (keeps, again) = (
+        rotation::rotate(&world, &operator(), false).await.expect("ask"),
+        rotation::rotate(&world, &operator(), false).await.expect("ask again"),
+    );
+    assert_eq!(keeps, again, "the same is asked for");
+    let refused = rotation::rotate(&world, &operator(), true).await.expect_err("it is another thing");
+    assert!(matches!(&refused, Error::Conflict { .. }) && refused.to_string().contains("keeps"), "{refused}");
+    sqlx::query("DELETE FROM jobs").execute(&db.platform).await.expect("as it was");
+}
+
+#[tokio::test]
+async fn one_password_that_does_not_open_keeps_no_other_from_the_password_file() {
+    let (db, _alone) = KEYS.database().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let world = platform(&db, directory.path()).await;
+    let (good, bad) = (tenant(&db).await, tenant(&db).await);
+    let wrapped = world.master_key.wrap(&SecretString::from("it opens"), &app_password_purpose(good));
+    for (id, wrapped) in [(good, &wrapped[..]), (bad, b"damaged")] {
+        sqlx::query("UPDATE tenant_credentials SET app_password_wrapped = $2 WHERE tenant_id = $1")
+            .bind(id.0)
+            .bind(wrapped)
+            .execute(&db.platform)
+            .await
+            .expect("set it");
+    }
+    write_password_file(&world, "erp").await.expect("write the file");
+    let file = std::fs::read_to_string(world.apps_directory.join("erp/pgpass")).expect("read it");
+    assert!(file.contains(&good.short()) && file.contains("it opens"), "{file}");
+    assert!(!file.contains(&bad.short()), "{file}");
 }
