@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use crate::World;
 use crate::access::{self, Caller, Permission};
 use crate::db::notifications::{self, Filter, Notification, Severity};
 use crate::error::Error;
 use crate::page::{Asked, Page};
+use crate::{World, audit};
 
 /// Every event there is, with what it tells. Who raises a new one adds it here and in `docs/how-to/webhooks.md`.
 pub const EVENTS: &[(&str, &str)] = &[
@@ -39,6 +39,9 @@ pub const EVENTS: &[(&str, &str)] = &[
     (TEST_EVENT, "somebody asked for a test of a webhook; sent to that one only"),
 ];
 
+/// Who does what comes about by itself.
+const ACTOR: &str = "loomworks";
+
 /// What a test of a webhook sends.
 pub const TEST_EVENT: &str = "webhook.test";
 
@@ -61,7 +64,7 @@ impl Notice {
     }
 }
 
-/// Notes it in the transaction that finds it out. `None`: for operators only.
+/// Notes it in the transaction that finds it out, which records the act as well. `None`: for operators only.
 pub async fn raise(
     connection: &mut PgConnection,
     tenant: Option<TenantId>,
@@ -70,7 +73,18 @@ pub async fn raise(
     notifications::insert(connection, tenant, notice).await
 }
 
-/// Tells that a job failed for good, in the transaction that says so.
+/// The same for what nobody did, and so nobody has recorded: the audit log says that it came about by itself. Without the
+/// message, which may have come from a tenant's database: the log is kept for ever.
+pub async fn raise_and_record(
+    connection: &mut PgConnection,
+    tenant: Option<TenantId>,
+    notice: &Notice,
+) -> sqlx::Result<()> {
+    raise(connection, tenant, notice).await?;
+    audit::record(connection, ACTOR, notice.event, tenant, notice.detail.clone()).await
+}
+
+/// Tells and records that a job failed for good, in the transaction that says so.
 ///
 /// Not of the jobs that carry notifications: each would make the next.
 pub async fn raise_failed_job(
@@ -90,7 +104,7 @@ pub async fn raise_failed_job(
         message: format!("job {job} ({kind}) failed: {error}"),
         detail: json!({ "job": job, "kind": kind }),
     };
-    raise(connection, tenant, &notice).await
+    raise_and_record(connection, tenant, &notice).await
 }
 
 /// Which events somebody wants: `*`, a name, or the beginning of names, as in `quota.*`.

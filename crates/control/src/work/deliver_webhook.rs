@@ -19,7 +19,7 @@ use crate::db::webhooks::{self, Outcome};
 use crate::error::Error;
 use crate::jobs::runner::nothing;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
-use crate::notifications::{Notice, raise};
+use crate::notifications::{Notice, raise_and_record};
 use crate::webhooks::{Message, unwrap_secrets};
 
 /// How long after each failed attempt the next one comes: twelve attempts within 22 hours.
@@ -161,7 +161,7 @@ impl DeliverWebhook {
                 ),
                 detail: json!({ "webhook": webhook.id, "failures": webhook.failures }),
             };
-            raise(connection, self.tenant, &notice).await?;
+            raise_and_record(connection, self.tenant, &notice).await?;
         }
         Ok(())
     }

@@ -145,7 +145,7 @@ impl Work for Destroy {
             ),
             detail: json!({ "job": context.job, "tenant": self.tenant }),
         };
-        Ok(notifications::raise(connection, None, &notice).await?)
+        Ok(notifications::raise_and_record(connection, None, &notice).await?)
     }
 }
 

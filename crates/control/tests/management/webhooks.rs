@@ -276,9 +276,16 @@ async fn an_attempt_counts_once_and_a_webhook_that_is_down_for_days_is_disabled_
     let filter = Filter { tenant: Some(tenant), event: Some("webhook.disabled"), severity: None };
     let told = rows::list(&mut connection, &filter, None, 10).await.expect("list");
     assert_eq!(told.len(), 1);
+    assert_eq!(recorded(&mut connection, tenant).await, ["webhook.disabled"]);
     fan_out_all(&db, tenant).await;
     let after = webhooks::deliveries(&mut connection, hook, None, 10).await.expect("look");
     assert_eq!(after.len(), shown.len(), "a disabled webhook gets nothing, least of all this");
+}
+
+/// What came about by itself.
+async fn recorded(connection: &mut PgConnection, tenant: TenantId) -> Vec<String> {
+    let sql = "SELECT action FROM audit WHERE tenant_id = $1 AND actor = 'loomworks' ORDER BY id";
+    sqlx::query_scalar(sql).bind(tenant.0).fetch_all(connection).await.expect("look")
 }
 
 #[tokio::test]
@@ -293,6 +300,10 @@ async fn a_failed_job_is_told_unless_it_carried_a_notification() {
     let filter = Filter { tenant: Some(tenant), ..Filter::default() };
     let told = rows::list(&mut connection, &filter, None, 10).await.expect("list");
     assert_eq!(told.iter().map(|row| &row.detail["kind"]).collect::<Vec<_>>(), ["restore"]);
+    assert_eq!(recorded(&mut connection, tenant).await, ["job.failed"]);
+    let kept = "SELECT count(*) FROM audit WHERE tenant_id = $1 AND detail::text LIKE '%it broke%'";
+    let kept = sqlx::query(kept).bind(tenant.0).fetch_one(&mut *connection).await.expect("look");
+    assert_eq!(kept.get::<i64, _>(0), 0, "an error may have a tenant's data in it");
 }
 
 #[tokio::test]

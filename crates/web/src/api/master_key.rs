@@ -41,6 +41,7 @@ async fn show(
 /// Change the master key: a new one is made, and every stored secret is wrapped with it.
 #[utoipa::path(post, path = "/v1/master-key/rotate", tag = "master key", request_body = RotateMasterKey, responses(
     (status = 202, description = "It is being done.", body = Accepted),
+    (status = 409, description = "One is under way that does otherwise with the former key.", body = ProblemDetails),
     (status = 422, description = "The request is not valid.", body = ProblemDetails),
 ))]
 async fn rotate(
