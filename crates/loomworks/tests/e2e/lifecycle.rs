@@ -139,6 +139,50 @@ async fn a_draft_that_nobody_wants_is_destroyed_at_once() {
     assert_eq!(platform.cli(&["tenant", "list"]), json!([]));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_of_which_something_is_left_is_not_called_destroyed_and_no_answer_about_it_is_kept() {
+    let mut platform = Platform::start(&App::OneTable);
+    let (http, key) = (reqwest::Client::new(), platform.operator_key());
+    let create = async |platform: &Platform| {
+        let request =
+            http.post(platform.url("/v1/tenants")).bearer_auth(&key).header("idempotency-key", "one");
+        request
+            .json(&json!({ "name": "Acme", "subdomain": "acme", "draft": true }))
+            .send()
+            .await
+            .expect("ask")
+    };
+    let first: Value = create(&platform).await.json().await.expect("JSON");
+    let id = text(&first["tenant"]["id"]);
+    let again = create(&platform).await;
+    assert!(again.headers().contains_key("idempotency-replayed"), "the answer is repeated: {again:?}");
+
+    let stray = format!("lwt_{}_stray", &id.replace('-', "")[..12]);
+    platform.as_superuser("postgres", &format!("CREATE ROLE {stray}")).await;
+    let job = platform.cli(&["tenant", "destroy", "acme", "--yes", "--no-wait"]);
+    let job = text(&job["job"]);
+    platform.wait_for("the job to say what is left", |platform| {
+        platform.job(&job).is_some_and(|job| text(&job["error"]).contains(&stray))
+    });
+    assert_eq!(platform.cli(&["tenant", "list", "--state", "destroyed"]), json!([]));
+    let refused = create(&platform).await;
+    assert!(
+        !refused.headers().contains_key("idempotency-replayed") && refused.status() == 409,
+        "{refused:?}"
+    );
+
+    platform.as_superuser("postgres", &format!("DROP ROLE {stray}")).await;
+    platform.finish(&job);
+    let destroyed = platform.cli(&["tenant", "list", "--state", "destroyed"]);
+    assert_eq!(destroyed[0]["id"], json!(id));
+    let anew: Value = create(&platform).await.json().await.expect("JSON");
+    assert_ne!(
+        anew["tenant"]["id"],
+        json!(id),
+        "the first answer is gone, and so the request is carried out"
+    );
+}
+
 /// The files of an archive by name.
 fn unpack(archive: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
     use std::io::Read;
@@ -168,6 +212,17 @@ async fn an_export_has_everything_no_secret_and_cannot_be_read_once_the_tenant_i
     let mut agent = sqlx::ConnectOptions::connect(&options).await.expect("connect as the agent");
     sqlx::query("UPDATE items SET value = 'swept' WHERE id < 10").execute(&mut agent).await.expect("change");
 
+    // As a restore leaves the database that it has replaced.
+    let id = text(&platform.cli(&["tenant", "show", "acme"])["id"]);
+    let former = format!("lwt_{}_former_1", &id.replace('-', "")[..12]);
+    platform.as_superuser("postgres", &format!("CREATE DATABASE {former}")).await;
+    let note = format!(
+        "INSERT INTO public.tenant_databases (oid, tenant_id, name, role, former_since, drop_after)
+         SELECT oid::int8, '{id}', datname, 'former', now(), now() + interval '7 days' FROM pg_database
+         WHERE datname = '{former}'"
+    );
+    platform.as_superuser("loomworks_mgmt", &note).await;
+
     let place = tempfile::tempdir().expect("a directory");
     let output = place.path().join("acme.tar.zst");
     let manifest = platform.cli(&["tenant", "export", "acme", "--output", output.to_str().expect("a path")]);
@@ -176,7 +231,11 @@ async fn an_export_has_everything_no_secret_and_cannot_be_read_once_the_tenant_i
     assert_eq!(files.len(), members.len() + 1, "the members and the manifest");
     let lines = |name: &str| String::from_utf8(files[name].clone()).expect("text");
     assert!(lines("operations.jsonl").contains("UPDATE items SET value = 'swept'"));
-    assert!(files["database.dump"].starts_with(b"PGDMP"));
+    for dump in ["database.dump", &format!("former/{former}.dump")] {
+        assert!(files[dump].starts_with(b"PGDMP"), "{dump}");
+    }
+    let left_out = manifest["left_out"].as_array().expect("columns");
+    assert!(left_out.contains(&json!("webhook_secrets.secret_wrapped")), "{left_out:?}");
     assert!(lines("records/tenants.jsonl").contains("\"acme\""));
     assert!(lines("records/ai_sessions.jsonl").contains("cleaner"));
     let password = platform.app_credentials("acme")[3].clone();
@@ -187,7 +246,6 @@ async fn an_export_has_everything_no_secret_and_cannot_be_read_once_the_tenant_i
     }
 
     // On disk there is nothing to read: neither the dump nor any word of it.
-    let id = text(&platform.cli(&["tenant", "show", "acme"])["id"]);
     let export = platform.cli(&["tenant", "exports", "acme"])[0].clone();
     let sealed = platform.data().join("exports").join(&id).join(format!("{}.sealed", text(&export["id"])));
     let stored = std::fs::read(&sealed).expect("the sealed file");
