@@ -4,18 +4,20 @@
 //! recreate; at the end the foreign keys of all tables at once. The app's triggers and foreign keys' own are silent
 //! meanwhile, so the order of tables does not matter, and effects that triggers had are undone by the log and not made
 //! again. A plan is the same work, rolled back.
+//!
+//! What touches the tenant's tables runs what the tenant has written (constraints, defaults, casts), so it is done as
+//! another role, through `loomworks.write()` and `loomworks.read()`: [`Undo::write`], [`Undo::read`].
 
 mod constraints;
 
 use std::collections::BTreeMap;
 
-use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Transaction};
 
 use crate::catalog::{self, Table};
 use crate::error::UndoError;
 use crate::log;
-use crate::operation::{Conflict, Mode, Operation, OperationId, OperationKind, Outcome, Plan, TablePlan};
+use crate::operation::{Mode, Operation, OperationId, OperationKind, Outcome, Plan, TablePlan};
 use crate::render::{Statements, id_list};
 use crate::transaction;
 
@@ -89,6 +91,7 @@ impl Undo<'_> {
             broken |= self.take_back(table, &list).await?;
         }
         broken |= self.check_constraints(&tables).await?;
+        self.refuse_deferred_triggers(&operations).await?;
         self.record_undone(&operations, operation).await?;
         Ok((operation, broken))
     }
@@ -209,22 +212,24 @@ impl Undo<'_> {
         let statements = Statements::new(table);
         self.run(statements.make_net(list)).await?;
         self.run(format!("ANALYZE pg_temp.loomworks_net_{}", table.id)).await?;
+        let writer = crate::WRITER_ROLE;
+        self.run(format!("GRANT SELECT, UPDATE ON pg_temp.loomworks_net_{} TO {writer}", table.id)).await?;
         let rounds: i64 = self.scalar(statements.rounds()).await?;
         let mut done =
             TablePlan { table: table.name.clone(), delete: 0, restore: 0, recreate: 0, already: 0 };
         for round in 1..=rounds {
             if let Some(lock) = statements.lock(round) {
-                self.run(lock).await?;
+                self.write(lock).await?;
             }
-            self.run(statements.decide(round, self.mode)).await?;
+            self.write(statements.decide(round, self.mode)).await?;
             let counts = self.take_back_round(&statements, round).await?;
             let count = |action: &str| counts.get(action).copied().unwrap_or(0).cast_unsigned();
             if count("conflict") + count("taken") > 0 {
-                let found: Vec<Json<Conflict>> =
-                    sqlx::query_scalar(AssertSqlSafe(statements.conflicts(round)))
-                        .fetch_all(&mut *self.transaction)
-                        .await?;
-                self.plan.conflicts.extend(found.into_iter().map(|conflict| conflict.0));
+                for found in self.read(statements.conflicts(round)).await? {
+                    let conflict =
+                        serde_json::from_str(&found).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+                    self.plan.conflicts.push(conflict);
+                }
             }
             done.delete += count("delete");
             done.restore += count("restore") + count("replace");
@@ -248,7 +253,7 @@ impl Undo<'_> {
         let any = |action: &str| counts.contains_key(action);
         let mut all_at_once = true;
         if any("delete") {
-            self.run(statements.delete(round)).await?;
+            self.write(statements.delete(round)).await?;
         }
         if any("restore") {
             all_at_once &= self.restore(statements, round).await?;
@@ -286,7 +291,7 @@ impl Undo<'_> {
         if self.attempt(statements.restore_by_replacing(round)).await? {
             return Ok(true);
         }
-        self.run(statements.restore_one_by_one(round)).await?;
+        self.write(statements.restore_one_by_one(round)).await?;
         Ok(false)
     }
 
@@ -298,7 +303,7 @@ impl Undo<'_> {
         let mut all_at_once = true;
         for age in ages {
             if !self.attempt(statements.recreate(round, age)).await? {
-                self.run(statements.recreate_one_by_one(round, age)).await?;
+                self.write(statements.recreate_one_by_one(round, age)).await?;
                 all_at_once = false;
             }
         }
@@ -350,15 +355,39 @@ impl Undo<'_> {
         Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *self.transaction).await?)
     }
 
-    async fn texts(&mut self, sql: String) -> Result<Vec<String>, UndoError> {
-        Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *self.transaction).await?)
+    /// Does something to a table of the tenant's.
+    async fn write(&mut self, statement: String) -> Result<(), UndoError> {
+        sqlx::query("SELECT loomworks.write($1)").bind(statement).execute(&mut *self.transaction).await?;
+        Ok(())
     }
 
-    /// Runs statements. `false`: one found a unique value in use, and it is as if none had been run.
+    /// What a query on a table of the tenant's finds: one column, of type text.
+    async fn read(&mut self, query: String) -> Result<Vec<String>, UndoError> {
+        let sql = "SELECT found FROM loomworks.read($1) found";
+        Ok(sqlx::query_scalar(sql).bind(query).fetch_all(&mut *self.transaction).await?)
+    }
+
+    /// A trigger of the tenant's that fires in spite of everything, and only at the commit, would run as us.
+    async fn refuse_deferred_triggers(&mut self, operations: &[Operation]) -> Result<(), UndoError> {
+        let found: Option<String> = sqlx::query_scalar(
+            "SELECT format('trigger %I of %s would run at the end of the undo', tgname, tgrelid::regclass) FROM pg_trigger
+             WHERE NOT tgisinternal AND tgdeferrable AND tgenabled IN ('A', 'R') ORDER BY tgname LIMIT 1",
+        )
+        .fetch_optional(&mut *self.transaction)
+        .await?;
+        match (found, operations.first()) {
+            (Some(what), Some(first)) => {
+                Err(UndoError::NotRowByRow { operation: first.id, what, lsn: first.lsn })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes. `false`: one statement found a unique value in use, and it is as if none had been run.
     async fn attempt(&mut self, statements: Vec<String>) -> Result<bool, UndoError> {
         let mut savepoint = self.transaction.begin().await?;
         for sql in statements {
-            match savepoint.execute(AssertSqlSafe(sql)).await {
+            match sqlx::query("SELECT loomworks.write($1)").bind(sql).execute(&mut *savepoint).await {
                 Ok(_) => {}
                 Err(sqlx::Error::Database(error))
                     if matches!(error.code().as_deref(), Some("23505" | "23P01")) =>

@@ -33,6 +33,9 @@ pub const LOG_ROLE: &str = "loomworks_log";
 /// Reads the log and applies undos. No superuser; logs in on the server's socket only.
 pub const UNDO_ROLE: &str = "loomworks_undo";
 
+/// As whom an undo reads and writes the tenant's tables, and so runs what the tenant has written. Nobody logs in as it.
+pub const WRITER_ROLE: &str = "loomworks_writer";
+
 /// What the role of an AI session begins with. The triggers' condition compares with it.
 pub const AI_ROLE_PREFIX: &str = "lwai_";
 

@@ -6,9 +6,8 @@
 use sqlx::{Connection, FromRow, PgConnection};
 
 use crate::error::UndoError;
-
-/// How long to wait for whoever is writing to a table before it is closed or opened.
-const PATIENCE: &str = "SET LOCAL lock_timeout = '3s'";
+use crate::install::PATIENCE;
+use crate::transaction;
 
 /// Where an app keeps its users.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +30,7 @@ pub struct Limits<'a> {
 /// What is used of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct Usage {
-    /// `None`: the app has not said where its users are, or that table is not there.
+    /// `None`: the app has not said where its users are, or there is no such table with such columns.
     pub users: Option<i64>,
     /// Since midnight UTC.
     pub ai_operations: i64,
@@ -40,11 +39,12 @@ pub struct Usage {
 /// Sets users and AI operations. `admin` is a superuser's connection to the tenant's database.
 pub async fn set_limits(admin: &mut PgConnection, limits: &Limits<'_>) -> Result<(), UndoError> {
     let mut transaction = admin.begin().await?;
+    loomworks_postgres::sql::run(&mut transaction, PATIENCE.to_owned()).await?;
     // One statement where nothing has to be done to a table: a new tenant waits for it.
-    let watched: Option<String> = sqlx::query_scalar(
+    let is_another_table: bool = sqlx::query_scalar(
         "UPDATE loomworks.quota q SET max_users = $1, max_ai_operations_daily = $2, users_table = $3, users_active = $4
          FROM loomworks.quota was
-         RETURNING CASE WHEN was.users_table IS DISTINCT FROM q.users_table THEN q.users_table END",
+         RETURNING was.users_table IS DISTINCT FROM q.users_table",
     )
     .bind(limits.max_users)
     .bind(limits.max_ai_operations_daily)
@@ -52,12 +52,13 @@ pub async fn set_limits(admin: &mut PgConnection, limits: &Limits<'_>) -> Result
     .bind(limits.users.map_or("true", |users| users.active))
     .fetch_one(&mut *transaction)
     .await?;
-    if let Some(table) = watched {
+    if is_another_table {
+        sqlx::query("SELECT loomworks.unwatch_users()").execute(&mut *transaction).await?;
         sqlx::query(
             "SELECT loomworks.enrol(t) FROM loomworks.recordable() t
              WHERE to_regclass($1)::oid IN (SELECT loomworks.lineage(t))",
         )
-        .bind(table)
+        .bind(limits.users.map(|users| users.table))
         .execute(&mut *transaction)
         .await?;
     }
@@ -65,13 +66,20 @@ pub async fn set_limits(admin: &mut PgConnection, limits: &Limits<'_>) -> Result
     sqlx::query("DELETE FROM loomworks.ai_usage WHERE day < current_date - 31")
         .execute(&mut *transaction)
         .await?;
-    Ok(transaction.commit().await?)
+    transaction.commit().await?;
+    let used = usage(admin).await?.users;
+    let beyond = used.filter(|used| limits.max_users.is_some_and(|max| *used > i64::from(max)));
+    sqlx::query("UPDATE loomworks.users_turn SET beyond = $1 WHERE beyond IS DISTINCT FROM $1")
+        .bind(beyond)
+        .execute(admin)
+        .await?;
+    Ok(())
 }
 
 /// Refuses whatever would need more storage. `said` is told to whoever is refused: `5.1 GB of 5 GB`.
 ///
 /// Each table in a transaction of its own, so that one which somebody writes to for long keeps no other waiting. May be
-/// run again after an error, and goes on then.
+/// run again, and goes on then: after an error, and for a table that was made by a transaction which had not ended.
 pub async fn block(admin: &mut PgConnection, said: &str) -> Result<(), UndoError> {
     let mut transaction = admin.begin().await?;
     sqlx::query("UPDATE loomworks.quota SET storage = $1").bind(said).execute(&mut *transaction).await?;
@@ -79,22 +87,21 @@ pub async fn block(admin: &mut PgConnection, said: &str) -> Result<(), UndoError
     transaction.commit().await?;
     each_table(
         admin,
-        "SELECT t::int8 FROM loomworks.recordable() t WHERE NOT EXISTS (
-             SELECT FROM pg_trigger WHERE tgrelid = t AND tgname = '!loomworks_full')",
+        "SELECT t::int8 FROM loomworks.to_block() t",
         "SELECT loomworks.block_table($1::int8::oid)",
     )
     .await
 }
 
-/// Ends what [`block`] began.
+/// Ends what [`block`] began. The first step first: as long as it holds, tables that are changed are closed again.
 pub async fn unblock(admin: &mut PgConnection) -> Result<(), UndoError> {
+    loomworks_postgres::sql::run(admin, "SELECT loomworks.unblock_ddl()".to_owned()).await?;
     each_table(
         admin,
-        "SELECT tgrelid::int8 FROM pg_trigger WHERE tgname = '!loomworks_full' AND NOT tgisinternal",
+        "SELECT tgrelid::int8 FROM pg_trigger WHERE tgfoid = 'loomworks.refuse_full'::regproc",
         "SELECT loomworks.unblock_table($1::int8::oid)",
     )
-    .await?;
-    Ok(loomworks_postgres::sql::run(admin, "DROP EVENT TRIGGER IF EXISTS loomworks_full".to_owned()).await?)
+    .await
 }
 
 async fn each_table(
@@ -128,6 +135,13 @@ async fn each_table(
 }
 
 /// What is used. The connection is the undo engine's, or a superuser's.
+///
+/// Counting may run code of the tenant's. It is rolled back, so that nothing it has left to be done is done as us.
 pub async fn usage(connection: &mut PgConnection) -> Result<Usage, UndoError> {
-    Ok(sqlx::query_as("SELECT users, ai_operations FROM loomworks.usage()").fetch_one(connection).await?)
+    let mut transaction = transaction::begin(connection).await?;
+    let usage = sqlx::query_as("SELECT users, ai_operations FROM loomworks.usage()")
+        .fetch_one(&mut *transaction)
+        .await?;
+    transaction.rollback().await?;
+    Ok(usage)
 }

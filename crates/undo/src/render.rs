@@ -309,7 +309,7 @@ impl<'a> Statements<'a> {
                      WHEN NOT x.after THEN 'the key of the row it deleted is in use again'
                      WHEN t.ctid IS NULL THEN {gone}
                      ELSE 'the row it changed was changed since' END,
-                 'columns', coalesce((SELECT jsonb_agg(c) FROM unnest(ARRAY[{columns}]::jsonb[]) c WHERE c IS NOT NULL), '[]'))
+                 'columns', coalesce((SELECT jsonb_agg(c) FROM unnest(ARRAY[{columns}]::jsonb[]) c WHERE c IS NOT NULL), '[]'))::text
              FROM {net} x LEFT JOIN ONLY {table} t ON {on}
              WHERE x.round = {round} AND x.action IN ('conflict', 'taken') ORDER BY x.seq LIMIT {CONFLICTS_MAX}",
             name = literal(&self.table.name),

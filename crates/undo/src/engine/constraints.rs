@@ -16,15 +16,15 @@ impl Undo<'_> {
         for key in catalog::foreign_keys(&mut self.transaction, tables, &done).await? {
             for table in tables.iter().filter(|table| table.oid == key.child_oid) {
                 let statements = Statements::new(table);
-                self.run(statements.lock_parents(&key)).await?;
-                for row in self.texts(statements.orphans(&key)).await? {
+                self.write(statements.lock_parents(&key)).await?;
+                for row in self.read(statements.orphans(&key)).await? {
                     let reason = format!("its parent {row} in {} is missing", key.parent);
                     found.push((key.child.clone(), key.name.clone(), reason));
                 }
             }
             for (table, done) in tables.iter().zip(&done).filter(|(table, _)| table.oid == key.parent_oid) {
                 let Some(sql) = Statements::new(table).abandoned(&key, done, self.mode) else { continue };
-                for row in self.texts(sql).await? {
+                for row in self.read(sql).await? {
                     let reason = format!("rows of {} refer to {row}", key.child);
                     found.push((key.parent.clone(), key.name.clone(), reason));
                 }
@@ -32,7 +32,7 @@ impl Undo<'_> {
         }
         for constraint in catalog::deferrables(&mut self.transaction, tables).await? {
             for table in tables.iter().filter(|table| table.oid == constraint.oid) {
-                for row in self.texts(Statements::new(table).shared(&constraint)).await? {
+                for row in self.read(Statements::new(table).shared(&constraint)).await? {
                     let reason = format!("a unique value it would get back is in use: {row}");
                     found.push((table.name.clone(), constraint.name.clone(), reason));
                 }

@@ -169,10 +169,11 @@ BEGIN
         PERFORM loomworks.ensure_trigger(target, '!loomworks_truncate', 'BEFORE TRUNCATE', 'STATEMENT', agent, function);
     END IF;
     PERFORM loomworks.watch_users(target);
+    IF EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'loomworks_full') THEN
+        PERFORM loomworks.block_table(target);
+    END IF;
     UPDATE loomworks.relation SET fingerprint = (SELECT f.now FROM loomworks.fingerprint f WHERE f.relation = target)
     WHERE id = number;
-    -- What the undo engine reads besides the log; the right to write is its role's everywhere.
-    EXECUTE format('GRANT SELECT ON %s TO loomworks_undo', table_name);
 END $$;
 REVOKE ALL ON FUNCTION loomworks.enrol(oid) FROM PUBLIC;
 
@@ -211,5 +212,6 @@ BEGIN
     FOR target IN SELECT * FROM loomworks.recordable() LOOP
         PERFORM loomworks.enrol(target);
     END LOOP;
+    PERFORM loomworks.admit_writer();
 END $$;
 REVOKE ALL ON FUNCTION loomworks.enrol_all() FROM PUBLIC;

@@ -13,6 +13,7 @@ DECLARE
     refused text;
     changed text;
     target oid;
+    holds_users oid;
     is_agent CONSTANT boolean := session_user >= 'lwai_' AND session_user < 'lwai`';
     -- What would run later in somebody else's session, with his rights.
     is_code CONSTANT text := '^(CREATE|ALTER|DROP) (FUNCTION|PROCEDURE|ROUTINE|AGGREGATE|TRIGGER|RULE|CAST|OPERATOR|OPERATOR CLASS|OPERATOR FAMILY|EVENT TRIGGER|LANGUAGE|EXTENSION|TRANSFORM|CONVERSION|POLICY|FOREIGN DATA WRAPPER|SERVER|USER MAPPING|FOREIGN TABLE|PUBLICATION|SUBSCRIPTION)$';
@@ -20,6 +21,15 @@ BEGIN
     -- The parts of a CREATE SCHEMA come with their own tags.
     SELECT coalesce(array_agg(DISTINCT command_tag), '{}') || tag, bool_and(coalesce(schema_name = 'pg_temp', false))
     INTO tags, temporary FROM pg_event_trigger_ddl_commands();
+    -- Some functions belong to the roles as which the tenant's code runs.
+    SELECT object_identity INTO refused FROM pg_event_trigger_ddl_commands() WHERE schema_name = 'loomworks' LIMIT 1;
+    IF refused IS NOT NULL THEN
+        RAISE EXCEPTION 'loomworks: % is the platform''s and cannot be changed', refused USING ERRCODE = 'LW001';
+    END IF;
+    -- Code of the tenant's that an undo, or counting his users, has called.
+    IF session_user = 'loomworks_undo' AND NOT coalesce(temporary, false) THEN
+        RAISE EXCEPTION 'loomworks: nothing is made or changed here (%)', tag USING ERRCODE = 'LW001';
+    END IF;
     IF is_agent THEN
         SELECT t INTO refused FROM unnest(tags) t WHERE t ~ is_code LIMIT 1;
         IF refused IS NOT NULL THEN
@@ -40,20 +50,21 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'loomworks: the recording of % cannot be changed', changed USING ERRCODE = 'LW001';
     END IF;
-    -- A right that was revoked is given again.
-    FOR target IN
-        SELECT r.oid FROM loomworks.relation r JOIN pg_class c ON c.oid = r.oid
-        WHERE NOT has_table_privilege('loomworks_undo', r.oid, 'SELECT')
-    LOOP
-        EXECUTE format('GRANT SELECT ON %s TO loomworks_undo', target::regclass);
-    END LOOP;
     FOR target IN
         SELECT t FROM loomworks.recordable() t LEFT JOIN loomworks.relation r ON r.oid = t
         WHERE r.oid IS NULL OR r.name <> t::regclass::text
         OR EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass AND d.objid = t)
     LOOP
         PERFORM loomworks.enrol(target);
+        IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgfoid = 'loomworks.check_users'::regproc) THEN
+            holds_users := target;
+        END IF;
     END LOOP;
+    -- A right that was revoked is given again.
+    PERFORM loomworks.admit_writer();
+    IF holds_users IS NOT NULL THEN
+        PERFORM loomworks.check_users_after_ddl(holds_users);
+    END IF;
 END $$;
 
 CREATE OR REPLACE FUNCTION loomworks.after_drop(tag text) RETURNS void
@@ -62,6 +73,9 @@ DECLARE
     dropped record;
 BEGIN
     FOR dropped IN SELECT * FROM pg_event_trigger_dropped_objects() LOOP
+        IF dropped.schema_name = 'loomworks' THEN
+            RAISE EXCEPTION 'loomworks: % is the platform''s and cannot be dropped', dropped.object_identity USING ERRCODE = 'LW001';
+        END IF;
         IF dropped.object_type = 'trigger' AND dropped.original AND dropped.address_names[3] LIKE '!loomworks\_%' THEN
             RAISE EXCEPTION 'loomworks: the recording of % cannot be changed', dropped.object_identity USING ERRCODE = 'LW001';
         END IF;
@@ -84,11 +98,11 @@ REVOKE ALL ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) FRO
 GRANT EXECUTE ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) TO PUBLIC;
 
 -- These run as whoever runs the DDL, and so can tell the superuser (and our own functions) from everybody else. The
--- undo engine makes nothing but temporary tables.
+-- undo engine makes nothing but temporary tables; what runs in its session as another role is the tenant's code.
 CREATE OR REPLACE FUNCTION loomworks.on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF session_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    IF current_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         RETURN;
     END IF;
     PERFORM loomworks.after_ddl(tg_tag);
@@ -97,7 +111,7 @@ END $$;
 CREATE OR REPLACE FUNCTION loomworks.on_drop() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF session_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    IF current_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         RETURN;
     END IF;
     PERFORM loomworks.after_drop(tg_tag);

@@ -1,6 +1,6 @@
 //! What an agent may try in order to change rows unseen, or to get at the log.
 
-use loomworks_undo::Mode;
+use loomworks_undo::{Limits, Mode, Users, set_limits, usage};
 
 use crate::tenant::{Tenant, ident, run};
 
@@ -233,4 +233,169 @@ async fn settings_of_the_database_do_not_reach_the_undo_engine() {
         run(&mut admin, &format!("ALTER DATABASE {name} RESET ALL")).await.unwrap();
         assert_eq!(tenant.rows("vault").await, "(1,1) (2,2)", "{setting}");
     }
+}
+
+/// Everything that code of the tenant's may try when it finds itself run by us; it goes on after each.
+const ATTEMPTS: &str = r#"
+    CREATE TABLE managed (what text, who text);
+    CREATE TABLE users (login text PRIMARY KEY, active boolean NOT NULL DEFAULT true);
+    CREATE FUNCTION attempt() RETURNS void LANGUAGE plpgsql AS $f$
+    DECLARE
+        this text;
+    BEGIN
+        FOREACH this IN ARRAY ARRAY[
+            'UPDATE loomworks.quota SET max_users = NULL, max_ai_operations_daily = NULL',
+            'DELETE FROM loomworks.ai_usage',
+            'UPDATE loomworks.operation SET undone_by = 1, statement = ''forged''',
+            'INSERT INTO loomworks.operation (xid, at, until, session, lsn) VALUES (pg_current_xact_id(), now(), now(), ''forged'', ''0/0'')',
+            'UPDATE loomworks.relation SET fingerprint = ''forged''',
+            'ALTER FUNCTION loomworks.check_users() SET search_path = evil, pg_catalog',
+            'ALTER FUNCTION loomworks.count_users(oid) SET search_path = evil, pg_catalog',
+            'ALTER FUNCTION loomworks.write(text) SET search_path = evil, pg_catalog',
+            'ALTER FUNCTION loomworks.count_users(oid) RENAME TO other',
+            'DROP FUNCTION loomworks.check_users() CASCADE',
+            'DROP FUNCTION loomworks.count_users(oid)',
+            'DROP FUNCTION loomworks.write(text)',
+            'DROP OWNED BY CURRENT_USER',
+            'SET ROLE loomworks_undo',
+            'GRANT loomworks_undo TO lw_attempt',
+            'GRANT loomworks_writer TO lw_attempt',
+            'GRANT loomworks_quota TO lw_attempt',
+            'ALTER ROLE loomworks_undo SET statement_timeout = 1',
+            'SELECT rolpassword FROM pg_authid',
+            'SELECT as_owner()'
+        ] LOOP
+            BEGIN
+                EXECUTE this;
+                PERFORM note(this);
+            EXCEPTION WHEN OTHERS THEN
+                NULL;
+            END;
+        END LOOP;
+    END $f$;
+    CREATE FUNCTION note(what text) RETURNS void LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO managed VALUES (what, session_user)';
+    CREATE FUNCTION as_owner() RETURNS void LANGUAGE sql SECURITY DEFINER AS 'ALTER TABLE users DISABLE TRIGGER ALL';
+    ALTER FUNCTION attempt() SET search_path = public; ALTER FUNCTION note(text) SET search_path = public;
+    ALTER FUNCTION as_owner() SET search_path = public;
+    GRANT USAGE ON SCHEMA public TO PUBLIC;"#;
+
+/// A tenant with the attempts at hand, who may have one user.
+async fn with_attempts() -> Tenant {
+    let tenant = Tenant::with(ATTEMPTS).await;
+    let mut admin = tenant.admin().await;
+    let role = "DO $$ BEGIN CREATE ROLE lw_attempt; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$";
+    run(&mut admin, role).await.unwrap();
+    let limits = Limits {
+        users: Some(Users { table: "public.users", active: "active" }),
+        max_users: Some(1),
+        max_ai_operations_daily: Some(50),
+    };
+    set_limits(&mut admin, &limits).await.unwrap();
+    tenant
+}
+
+/// After code of the tenant's was run by us, all is as it was, and the limit holds for `two_users`.
+async fn assert_nothing_managed(tenant: &Tenant, two_users: &str) {
+    assert_eq!(tenant.rows("managed").await, "");
+    let counts = "SELECT format('%s forged, %s limits, %s settings, %s members',
+        (SELECT count(*) FROM loomworks.operation WHERE statement = 'forged' OR session = 'forged'),
+        (SELECT count(*) FROM loomworks.quota WHERE max_users = 1 AND max_ai_operations_daily = 50),
+        (SELECT count(*) FROM pg_db_role_setting JOIN pg_roles r ON r.oid = setrole WHERE starts_with(rolname, 'loomworks_')),
+        (SELECT count(*) FROM pg_auth_members JOIN pg_roles r ON r.oid = roleid WHERE starts_with(rolname, 'loomworks_')))";
+    assert_eq!(tenant.value(counts).await, "0 forged, 1 limits, 0 settings, 0 members");
+    let error = run(&mut tenant.app().await, two_users).await.unwrap_err();
+    assert!(error.to_string().contains("may have 1 users"), "{error}");
+}
+
+const FLAG: &str = "CREATE TYPE flag AS (is_on boolean);
+    CREATE CAST (flag AS boolean) WITH FUNCTION flag_on(flag) AS IMPLICIT;
+    ALTER TABLE users ALTER active DROP DEFAULT, ALTER active TYPE flag USING ROW(active)::flag;";
+
+#[tokio::test]
+async fn a_cast_that_the_limit_calls_cannot_lift_it() {
+    let tenant = with_attempts().await;
+    let flag_on = "CREATE FUNCTION flag_on(flag) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+        IF current_user = 'loomworks_quota' THEN PERFORM public.attempt(); END IF; RETURN $1.is_on; END $$;";
+    tenant.by_app(&FLAG.replace("CREATE CAST", &format!("{flag_on} CREATE CAST"))).await;
+    tenant.by_app("INSERT INTO users VALUES ('a', ROW(true)); UPDATE users SET active = ROW(true)").await;
+    assert_eq!(usage(&mut tenant.undoer().await).await.unwrap().users, Some(1));
+    assert_nothing_managed(&tenant, "INSERT INTO users VALUES ('b', ROW(true))").await;
+}
+
+#[tokio::test]
+async fn a_cast_that_changes_the_search_path_is_refused() {
+    let tenant = with_attempts().await;
+    let flag_on = "CREATE SCHEMA evil;
+        CREATE FUNCTION evil.never(bigint, integer) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+        CREATE OPERATOR evil.> (LEFTARG = bigint, RIGHTARG = integer, FUNCTION = evil.never);
+        CREATE FUNCTION flag_on(flag) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM set_config('search_path', 'evil, pg_catalog', false); RETURN $1.is_on; END $$;";
+    tenant.by_app(&FLAG.replace("CREATE CAST", &format!("{flag_on} CREATE CAST"))).await;
+    let mut app = tenant.app().await;
+    let error =
+        run(&mut app, "INSERT INTO users VALUES ('a', ROW(true)), ('b', ROW(true))").await.unwrap_err();
+    assert!(error.to_string().contains("search path"), "{error}");
+}
+
+#[tokio::test]
+async fn a_view_in_the_place_of_the_users_is_not_read() {
+    let tenant = with_attempts().await;
+    tenant
+        .by_app(
+            "ALTER TABLE users RENAME TO people;
+             CREATE FUNCTION peep() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN PERFORM public.attempt(); RETURN true; END $$;
+             CREATE VIEW users AS SELECT 'x' AS login, peep() AS active; GRANT SELECT ON users TO PUBLIC;",
+        )
+        .await;
+    assert_eq!(usage(&mut tenant.undoer().await).await.unwrap().users, None);
+    assert_nothing_managed(&tenant, "INSERT INTO people VALUES ('a'), ('b')").await;
+}
+
+#[tokio::test]
+async fn what_an_undo_calls_of_the_tenants_reaches_nothing_of_ours() {
+    let tenant = with_attempts().await;
+    tenant
+        .by_app(
+            "CREATE FUNCTION fine(int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+                 IF session_user = 'loomworks_undo' THEN PERFORM public.attempt(); END IF; RETURN true; END $$;
+             CREATE TABLE vault (id int PRIMARY KEY, v int CHECK (fine(v)));
+             INSERT INTO vault VALUES (1, 1), (2, 2);",
+        )
+        .await;
+    let update = tenant.by_agent("UPDATE vault SET v = 9").await;
+    let delete = tenant.by_agent("DELETE FROM vault WHERE id = 2").await;
+    tenant.undo(delete).await;
+    tenant.undo(update).await;
+    assert_eq!(tenant.rows("vault").await, "(1,1) (2,2)");
+    assert_nothing_managed(&tenant, "INSERT INTO users VALUES ('a'), ('b')").await;
+}
+
+#[tokio::test]
+async fn a_trigger_that_waits_for_the_commit_does_not_run_in_an_undo() {
+    let tenant = Tenant::with(&format!(
+        "{VAULT}
+         CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON vault DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+             EXECUTE FUNCTION harmless();
+         ALTER TABLE vault ENABLE ALWAYS TRIGGER late;"
+    ))
+    .await;
+    let operation = tenant.by_agent("UPDATE vault SET v = 9").await;
+    let error = tenant.try_undo(&[operation], Mode::Force).await.unwrap_err();
+    assert!(error.to_string().contains("trigger late of public.vault"), "{error}");
+    tenant.by_app("ALTER TABLE vault ENABLE TRIGGER late").await;
+    tenant.undo(operation).await;
+}
+
+#[tokio::test]
+async fn rights_that_an_undo_needs_are_given_again() {
+    let tenant = Tenant::with(VAULT).await;
+    tenant
+        .by_app(
+            "REVOKE ALL ON vault FROM loomworks_writer; CREATE SCHEMA attic; ALTER TABLE vault SET SCHEMA attic;
+             ALTER TABLE attic.vault ADD COLUMN n serial; REVOKE ALL ON SCHEMA attic FROM loomworks_writer",
+        )
+        .await;
+    let operation = tenant.by_agent("DELETE FROM attic.vault").await;
+    tenant.undo(operation).await;
+    assert_eq!(tenant.rows("attic.vault").await, "(1,1,1) (2,2,2)");
 }

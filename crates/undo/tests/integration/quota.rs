@@ -109,6 +109,150 @@ async fn agents_are_counted_and_people_are_not() {
 }
 
 #[tokio::test]
+async fn agents_who_commit_together_do_not_do_more_than_one_may() {
+    let tenant = Tenant::with(USERS).await;
+    limit(&tenant, 1000, 5).await;
+    let mut agents = vec![];
+    for number in 0..4 {
+        let mut agent = tenant.agent().await;
+        let insert = format!("INSERT INTO notes VALUES ({number})");
+        for statement in ["BEGIN", &insert, "UPDATE notes SET id = id", "UPDATE notes SET id = id"] {
+            run(&mut agent, statement).await.unwrap();
+        }
+        agents.push(agent);
+    }
+    let mut refusals = 0;
+    for mut agent in agents {
+        if let Err(error) = run(&mut agent, "COMMIT").await {
+            assert!(error.to_string().contains("5 operations a day"), "{error}");
+            refusals += 1;
+        }
+    }
+    assert_eq!(refusals, 3);
+    assert_eq!(usage(&mut tenant.undoer().await).await.unwrap().ai_operations, 3);
+    // Whoever has his constraints checked at once gets no further.
+    let mut agent = tenant.agent().await;
+    for statement in ["BEGIN", "SET CONSTRAINTS ALL IMMEDIATE", "DELETE FROM notes", "DELETE FROM notes"] {
+        run(&mut agent, statement).await.unwrap();
+    }
+    run(&mut agent, "DELETE FROM notes").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn ddl_makes_no_users_past_the_limit() {
+    let tenant = Tenant::with(USERS).await;
+    tenant
+        .by_app(
+            "INSERT INTO users SELECT 'u' || n, n <= 2 FROM generate_series(1, 5) n;
+             CREATE TABLE heir (LIKE users INCLUDING ALL); INSERT INTO heir SELECT 'h' || n FROM generate_series(1, 5) n;
+             CREATE SCHEMA old; CREATE TABLE old.users (LIKE users); INSERT INTO old.users SELECT 'o' || n, true FROM generate_series(1, 5) n",
+        )
+        .await;
+    limit(&tenant, 3, 100).await;
+    for more in [
+        "ALTER TABLE users ALTER active TYPE boolean USING true",
+        "ALTER TABLE users DROP COLUMN active; ALTER TABLE users ADD COLUMN active boolean DEFAULT true",
+        "ALTER TABLE heir INHERIT users",
+        "ALTER TABLE users RENAME TO people; ALTER TABLE heir RENAME TO users",
+        "DROP TABLE users CASCADE; ALTER TABLE old.users SET SCHEMA public",
+        "DROP TABLE users CASCADE; CREATE TABLE users AS SELECT * FROM heir",
+    ] {
+        let said = refused(&tenant, more).await;
+        assert!(said.contains("may have 3 users; with this there would be"), "{more}: {said}");
+    }
+    tenant
+        .by_app("ALTER TABLE users ADD COLUMN more text; ALTER TABLE users RENAME COLUMN more TO less")
+        .await;
+    // Those who were there when the limit was lowered stay, and so does what is done to their table.
+    limit(&tenant, 1, 100).await;
+    tenant.by_app("ALTER TABLE users DROP COLUMN less").await;
+    refused(&tenant, "ALTER TABLE users ALTER active TYPE boolean USING true").await;
+}
+
+#[tokio::test]
+async fn another_table_of_users_takes_the_place_of_the_former_one() {
+    let tenant = Tenant::with(USERS).await;
+    limit(&tenant, 1, 100).await;
+    tenant.by_app("CREATE TABLE people (login text, gone boolean NOT NULL DEFAULT false)").await;
+    let limits = Limits {
+        users: Some(Users { table: "public.people", active: "NOT gone" }),
+        max_users: Some(1),
+        max_ai_operations_daily: None,
+    };
+    set_limits(&mut tenant.admin().await, &limits).await.unwrap();
+    tenant.by_app("INSERT INTO users VALUES ('a'), ('b'); INSERT INTO people VALUES ('a')").await;
+    refused(&tenant, "INSERT INTO people VALUES ('b')").await;
+    tenant.by_app("ALTER TABLE users ADD COLUMN more text").await;
+    let nobody = Limits { users: None, ..limits };
+    set_limits(&mut tenant.admin().await, &nobody).await.unwrap();
+    tenant.by_app("INSERT INTO people VALUES ('b')").await;
+    assert_eq!(usage(&mut tenant.undoer().await).await.unwrap().users, None);
+    let left = "SELECT count(*)::text FROM pg_trigger WHERE starts_with(tgname, '!loomworks_users')";
+    assert_eq!(tenant.value(left).await, "0");
+}
+
+#[tokio::test]
+async fn there_is_no_way_round_a_full_storage() {
+    let tenant = Tenant::with(
+        "CREATE TABLE items (id int, value text);
+         CREATE VIEW shown AS SELECT * FROM items;
+         CREATE FUNCTION instead() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO items VALUES (NEW.id, NEW.value); RETURN NEW; END $$;
+         CREATE TRIGGER instead INSTEAD OF INSERT ON shown FOR EACH ROW EXECUTE FUNCTION instead();
+         CREATE MATERIALIZED VIEW kept AS SELECT id FROM items;
+         CREATE TABLE parts (id int) PARTITION BY RANGE (id);
+         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10);
+         CREATE TABLE apart (id int); CREATE INDEX ON parts (id);",
+    )
+    .await;
+    // It is made before, and seen only afterwards.
+    let mut open = tenant.app().await;
+    run(&mut open, "BEGIN").await.unwrap();
+    run(&mut open, "CREATE TABLE early (id int)").await.unwrap();
+    let mut admin = tenant.admin().await;
+    block(&mut admin, "full").await.unwrap();
+    run(&mut open, "COMMIT").await.unwrap();
+    block(&mut admin, "full").await.unwrap();
+    for more in [
+        "INSERT INTO early VALUES (1)",
+        "INSERT INTO shown VALUES (1, 'x')",
+        "CREATE SCHEMA s CREATE TABLE t (id int)",
+        "CREATE TABLE t AS SELECT 1",
+        "SELECT 1 INTO t",
+        "CREATE MATERIALIZED VIEW m AS SELECT 1",
+        "REFRESH MATERIALIZED VIEW kept",
+        "CREATE INDEX ON items (id)",
+        "ALTER TABLE items ADD UNIQUE (id)",
+        "ALTER TABLE parts ATTACH PARTITION apart FOR VALUES FROM (10) TO (20)",
+        "ALTER TABLE apart ALTER id TYPE bigint",
+        "ALTER TABLE items ADD COLUMN at timestamptz DEFAULT clock_timestamp()",
+    ] {
+        let said = refused(&tenant, more).await;
+        assert!(said.contains("storage is full"), "{more}: {said}");
+    }
+    // What makes room, and what is the session's alone.
+    tenant
+        .by_app(
+            "CREATE TEMP TABLE mine AS SELECT * FROM items; CREATE INDEX ON mine (id); INSERT INTO mine VALUES (1);
+             ALTER TABLE mine ALTER id TYPE bigint; ALTER TABLE mine ADD UNIQUE (id);
+             ALTER TABLE items DROP COLUMN value CASCADE; ALTER TABLE parts DETACH PARTITION parts_1; DROP TABLE parts_1;
+             DELETE FROM items; TRUNCATE items",
+        )
+        .await;
+    for more in ["INSERT INTO items VALUES (1)", "INSERT INTO parts VALUES (1)"] {
+        assert!(refused(&tenant, more).await.contains("storage is full"), "{more}");
+    }
+    unblock(&mut admin).await.unwrap();
+    tenant
+        .by_app(
+            "INSERT INTO items VALUES (1); INSERT INTO early VALUES (1); CREATE TABLE t (id int PRIMARY KEY)",
+        )
+        .await;
+    let left = "SELECT count(*)::text FROM pg_trigger WHERE tgname = '!loomworks_full'";
+    assert_eq!(tenant.value(left).await, "0");
+}
+
+#[tokio::test]
 async fn a_full_tenant_can_be_read_and_deleted_from_and_undone_in() {
     let tenant = Tenant::with(USERS).await;
     tenant.by_app("INSERT INTO users VALUES ('a'), ('b'); INSERT INTO notes VALUES (1, 'a'), (2, 'b')").await;
@@ -123,7 +267,7 @@ async fn a_full_tenant_can_be_read_and_deleted_from_and_undone_in() {
         "CREATE TABLE other AS SELECT 1",
         "SELECT 1 INTO other",
         "CREATE INDEX ON users (active)",
-        "ALTER TABLE users ADD COLUMN more text",
+        "ALTER TABLE users ADD UNIQUE (login)",
         "SET session_replication_role = replica",
     ] {
         let said = refused(&tenant, more).await;

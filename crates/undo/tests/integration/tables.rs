@@ -88,9 +88,9 @@ async fn a_table_the_agent_makes_as_itself_is_recorded_and_taken_back() {
     tenant.undo(operation).await;
     assert_eq!(tenant.rows("own").await, "(1)");
     let operation =
-        tenant.by_agent("SET ROLE NONE; REVOKE ALL ON own FROM loomworks_undo; DELETE FROM own").await;
+        tenant.by_agent("SET ROLE NONE; REVOKE ALL ON own FROM loomworks_writer; DELETE FROM own").await;
     assert_eq!(
-        tenant.value("SELECT has_table_privilege('loomworks_undo', 'own', 'SELECT')::text").await,
+        tenant.value("SELECT has_table_privilege('loomworks_writer', 'own', 'DELETE')::text").await,
         "true"
     );
     assert!(matches!(tenant.try_undo(&[operation], Mode::Strict).await, Err(UndoError::NotRowByRow { .. })));
@@ -124,6 +124,8 @@ async fn functions_of_the_tenant_run_without_rights_in_an_undo() {
     let operation = tenant.by_agent("DELETE FROM t").await;
     tenant.undo(operation).await;
     assert_eq!(tenant.rows("t").await, "(1)");
-    let member = format!("SELECT pg_has_role('loomworks_undo', '{}', 'MEMBER')::text", tenant.owner);
-    assert_eq!(tenant.value(&member).await, "false");
+    for role in ["loomworks_undo", "loomworks_writer"] {
+        let member = format!("SELECT pg_has_role('{role}', '{}', 'MEMBER')::text", tenant.owner);
+        assert_eq!(tenant.value(&member).await, "false", "{role}");
+    }
 }
