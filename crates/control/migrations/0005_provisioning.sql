@@ -40,8 +40,14 @@ CREATE TABLE tenant_usage (
     storage_bytes bigint NOT NULL DEFAULT 0,
     storage_level text NOT NULL DEFAULT 'ok' CHECK (storage_level IN ('ok', 'nearly_full', 'full')),
     measured_at   timestamptz NOT NULL DEFAULT now(),
-    -- What the tenant's database was last told of its limits, and which database that was.
-    applied       jsonb
+    -- What the tenant's database was last told of its limits, which database that was, and what is installed in it.
+    applied       jsonb,
+    -- Of people in the app, as they were told last.
+    users_level   text NOT NULL DEFAULT 'ok' CHECK (users_level IN ('ok', 'nearly_full', 'full')),
+    -- The last day (UTC) of which it was told that all AI operations were used up.
+    ai_used_up_on date,
+    -- Rows written in the database until users and AI operations were counted last. NULL: they are to be counted.
+    writes        bigint
 );
 CREATE INDEX tenant_usage_rota ON tenant_usage (measured_at);
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// One app.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub enum Admin {
 }
 
 /// Where the app keeps its users.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Users {
     /// The table; in the schema `public` unless it says another.
@@ -49,6 +49,14 @@ pub struct Users {
     /// Which rows count, as an SQL condition.
     #[serde(default = "everybody")]
     pub active: String,
+}
+
+impl Users {
+    /// As a database is told.
+    #[must_use]
+    pub fn told(&self) -> loomworks_undo::Users<'_> {
+        loomworks_undo::Users { table: &self.table, active: &self.active }
+    }
 }
 
 fn everybody() -> String {
@@ -167,8 +175,7 @@ impl Profile {
     /// Where the app's users are, for the database's limits.
     #[must_use]
     pub fn users(&self) -> Option<loomworks_undo::Users<'_>> {
-        let users = self.users.as_ref()?;
-        Some(loomworks_undo::Users { table: &users.table, active: &users.active })
+        self.users.as_ref().map(Users::told)
     }
 
     /// The name of the template database with this content: another one whenever anything is that went into it.

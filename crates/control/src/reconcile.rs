@@ -25,7 +25,7 @@ use crate::work::destroy::Destroy;
 use crate::work::drop_former::DropFormer;
 use crate::work::export::RemoveExport;
 use crate::work::fan_out::FanOut;
-use crate::work::limits::{ApplyLimits, MeasureUsage};
+use crate::work::limits::{self, ApplyLimits, MeasureUsage};
 use crate::work::pool::{self, FillPool, TidyTemplates};
 use crate::work::provision::Provision;
 use crate::work::rotate_credentials::RotateCredentials;
@@ -60,7 +60,7 @@ pub async fn run(world: World, duties: Duties, mut stop: watch::Receiver<bool>) 
                 old_databases(&world).await,
                 old_credentials(&world).await,
                 templates_and_pools(&world).await,
-                limits(&world).await,
+                known_limits(&world).await,
             ] {
                 report(result);
             }
@@ -121,9 +121,9 @@ async fn templates_and_pools(world: &World) -> Result<(), Error> {
 }
 
 /// Each tenant's database knows its limits, and how large it is is known.
-async fn limits(world: &World) -> Result<(), Error> {
+async fn known_limits(world: &World) -> Result<(), Error> {
     let mut mgmt = world.db.platform.acquire().await?;
-    for tenant in usage::to_apply(&mut mgmt).await? {
+    for tenant in usage::to_apply(&mut mgmt, &limits::common(world)).await? {
         jobs::enqueue(&mut mgmt, &ApplyLimits { tenant }, ACTOR).await?;
     }
     if usage::is_measuring_due(&mut mgmt).await?

@@ -95,6 +95,16 @@ pub async fn sizes(connection: &mut PgConnection, oids: &[i64]) -> sqlx::Result<
         .await
 }
 
+/// How many rows have been inserted and updated in many databases so far. It begins anew after a crash.
+pub async fn writes(connection: &mut PgConnection, oids: &[i64]) -> sqlx::Result<Vec<(i64, i64)>> {
+    sqlx::query_as(
+        "SELECT datid::int8, tup_inserted + tup_updated FROM pg_stat_database WHERE datid::int8 = ANY($1)",
+    )
+    .bind(oids)
+    .fetch_all(connection)
+    .await
+}
+
 /// Lets `owner` and its members connect to a database and make things in it.
 pub async fn open_to(connection: &mut PgConnection, database: &str, owner: &str) -> sqlx::Result<()> {
     run(connection, format!("GRANT ALL ON DATABASE {} TO {}", ident(database), ident(owner))).await

@@ -136,9 +136,11 @@ async fn each_table(
 
 /// What is used. The connection is the undo engine's, or a superuser's.
 ///
-/// Counting may run code of the tenant's. It is rolled back, so that nothing it has left to be done is done as us.
+/// Counting may run code of the tenant's. It is rolled back, so that nothing it has left to be done is done as us, and has
+/// to be done soon.
 pub async fn usage(connection: &mut PgConnection) -> Result<Usage, UndoError> {
     let mut transaction = transaction::begin(connection).await?;
+    loomworks_postgres::sql::run(&mut transaction, "SET LOCAL statement_timeout = '5s'".to_owned()).await?;
     let usage = sqlx::query_as("SELECT users, ai_operations FROM loomworks.usage()")
         .fetch_one(&mut *transaction)
         .await?;

@@ -1,9 +1,13 @@
-//! Limits: telling tenants' databases theirs, and measuring what is used of the storage.
+//! Limits: telling tenants' databases theirs, and measuring what is used of them.
+
+mod counted;
+
+use std::sync::LazyLock;
 
 use loomworks_core::ids::TenantId;
 use loomworks_undo::Limits;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use super::provision::names;
@@ -11,11 +15,11 @@ use crate::World;
 use crate::audit;
 use crate::db::jobs::Queue;
 use crate::db::notifications::Severity;
-use crate::db::tenants;
-use crate::db::usage::{self, ToMeasure};
+use crate::db::usage::{self, Common, ToMeasure};
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
 use crate::notifications::{Notice, raise};
+use crate::profile::Users;
 use loomworks_postgres::databases;
 
 /// Tells a tenant's live database what it is to hold people to. Also after a restore, which brings another database
@@ -54,40 +58,79 @@ impl Work for ApplyLimits {
     async fn run(&self, _: &ApplyStep, world: &World, _: &Context) -> Result<Then<ApplyStep>, StepError> {
         let names = names(world, self.tenant).await?;
         let mut mgmt = world.db.platform.acquire().await?;
-        let Some(wanted) = usage::wanted(&mut mgmt, self.tenant).await? else {
-            return Ok(Then::Done(json!({})));
-        };
-        let limits = tenants::limits(&mut mgmt, self.tenant).await?;
+        let wanted = usage::wanted(&mut mgmt, self.tenant, &common(world)).await?;
+        let applied = usage::applied(&mut mgmt, self.tenant).await?.unwrap_or_default();
         let measured = usage::measured(&mut mgmt, self.tenant).await?;
         drop(mgmt);
+        let told = Told::read(&wanted)?;
+        let Some(database) = told.database else { return Ok(Then::Done(json!({}))) };
         let mut inside = world.cluster.connect(&names.database_name).await?;
         // The name may stand for another database than a moment ago; then there is another turn.
         let there = databases::oid(&mut inside, &names.database_name).await?.map(i64::from);
-        if there != wanted["database"].as_i64() {
+        if there != Some(database) {
             return Err(Error::conflict("the database is being exchanged").into());
         }
-        let profile = world.profiles.get(&names.profile);
-        let told = Limits {
-            users: profile.and_then(|profile| profile.users()),
-            max_users: Some(limits.max_users),
-            max_ai_operations_daily: Some(limits.max_ai_operations_daily),
-        };
-        loomworks_undo::set_limits(&mut inside, &told).await.map_err(Error::from)?;
-        if wanted["full"] == json!(true) {
+        if ["database", "parts"].iter().any(|what| applied[what] != wanted[what]) {
+            loomworks_undo::install(&mut inside, &names.owner_role).await.map_err(Error::from)?;
+        }
+        tell(&mut inside, &told).await?;
+        if told.full {
             let used = measured.map_or(0, |measured| measured.storage_bytes);
-            let said = format!("{} of {}", gigabytes(used), gigabytes(bytes_of(limits.max_storage_gb)));
+            let said = format!("{} of {}", gigabytes(used), gigabytes(bytes_of(told.max_storage_gb)));
             loomworks_undo::block(&mut inside, &said).await.map_err(Error::from)?;
         } else {
             loomworks_undo::unblock(&mut inside).await.map_err(Error::from)?;
         }
         // What was wanted when it was read is what is noted: if it is something else by now, there is another turn.
         let mut mgmt = world.db.platform.acquire().await?;
-        usage::record_applied(&mut mgmt, self.tenant, Some(&wanted)).await?;
+        usage::record_applied(&mut mgmt, self.tenant, &wanted).await?;
         Ok(Then::Done(wanted))
     }
 }
 
-/// Measures the storage of those tenants whose turn it is.
+/// What every database is told, and what is to be installed in it.
+#[must_use]
+pub fn common(world: &World) -> Common {
+    static PARTS: LazyLock<String> = LazyLock::new(|| {
+        let mut checksum = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in loomworks_undo::parts() {
+            checksum.update(&part.len().to_le_bytes());
+            checksum.update(part.as_bytes());
+        }
+        checksum.finish().as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    });
+    let users = world.profiles.iter().map(|(name, profile)| (name.clone(), json!(profile.users)));
+    Common { parts: PARTS.clone(), users: users.collect() }
+}
+
+/// What a database is told, as it was noted.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Told {
+    database: Option<i64>,
+    max_users: i32,
+    max_ai_operations_daily: i32,
+    max_storage_gb: f64,
+    full: bool,
+    users: Option<Users>,
+}
+
+impl Told {
+    pub(crate) fn read(wanted: &Value) -> Result<Self, Error> {
+        Self::deserialize(wanted).map_err(|error| Error::Internal(format!("limits of a tenant: {error}")))
+    }
+}
+
+/// Tells a database all but whether it is full.
+pub(crate) async fn tell(inside: &mut PgConnection, told: &Told) -> Result<(), Error> {
+    let limits = Limits {
+        users: told.users.as_ref().map(Users::told),
+        max_users: Some(told.max_users),
+        max_ai_operations_daily: Some(told.max_ai_operations_daily),
+    };
+    Ok(loomworks_undo::set_limits(inside, &limits).await?)
+}
+
+/// Measures what those tenants use whose turn it is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MeasureUsage {}
 
@@ -130,11 +173,11 @@ impl Work for MeasureUsage {
         let mut mgmt = world.db.platform.acquire().await?;
         usage::add_missing(&mut mgmt).await?;
         let mut admin = world.cluster.connect("postgres").await?;
-        let mut count = 0;
+        let (mut count, mut written) = (0, vec![]);
         loop {
             let slice = usage::to_measure(&mut mgmt, SLICE).await?;
             if slice.is_empty() {
-                return Ok(Then::Done(json!({ "measured": count })));
+                break;
             }
             count += slice.len();
             let oids: Vec<i64> = slice.iter().map(|tenant| tenant.oid).collect();
@@ -144,11 +187,11 @@ impl Work for MeasureUsage {
             let (mut ids, mut bytes, mut levels) = (vec![], vec![], vec![]);
             for tenant in &slice {
                 // A database that is being exchanged is looked at the next time.
-                let size = sizes.get(&tenant.oid).copied().unwrap_or(0);
+                let size = sizes.get(&tenant.oid).copied();
                 let before = Level::of(&tenant.storage_level);
-                let level = before.after(size, bytes_of(tenant.max_storage_gb));
-                if level != before {
-                    tell(&mut transaction, context, tenant, before, level, size).await?;
+                let level = size.map_or(before, |size| before.after(size, bytes_of(tenant.max_storage_gb)));
+                if let Some(size) = size.filter(|_| level != before) {
+                    notify(&mut transaction, context, tenant, before, level, size).await?;
                 }
                 ids.push(tenant.tenant_id.0);
                 bytes.push(size);
@@ -156,17 +199,28 @@ impl Work for MeasureUsage {
             }
             usage::record_measured(&mut transaction, &ids, &bytes, &levels).await?;
             transaction.commit().await?;
+            let writes: std::collections::HashMap<i64, i64> =
+                databases::writes(&mut admin, &oids).await?.into_iter().collect();
+            written.extend(slice.into_iter().filter_map(|tenant| {
+                let writes = *writes.get(&tenant.oid)?;
+                (tenant.writes != Some(writes)).then_some((tenant, writes))
+            }));
         }
+        // Only afterwards: what is asked in the databases themselves is not to keep the storage waiting.
+        for (tenant, writes) in &written {
+            counted::look(world, context, tenant, *writes).await?;
+        }
+        Ok(Then::Done(json!({ "measured": count, "counted": written.len() })))
     }
 }
 
-/// How full a tenant's storage is.
+/// How full a tenant's storage is, or how many of its users there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
     Ok,
     /// From 80 % on.
     NearlyFull,
-    /// From 100 % on: nothing more can be written.
+    /// From 100 % on: nothing more can be written, no user added.
     Full,
 }
 
@@ -204,7 +258,7 @@ impl Level {
     }
 }
 
-async fn tell(
+async fn notify(
     connection: &mut PgConnection,
     context: &Context,
     tenant: &ToMeasure,

@@ -15,11 +15,11 @@ use loomworks_core::{ExposeSecret, SecretString};
 use loomworks_postgres::databases::Rename;
 use loomworks_postgres::roles::{self, Login, Verifier};
 use loomworks_postgres::{databases, handover};
-use loomworks_undo::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgConnection;
 
+use super::limits;
 use super::template::{self, App};
 use crate::World;
 use crate::credentials::{app_password_purpose, random_password, write_password_file};
@@ -128,7 +128,7 @@ impl Work for Provision {
             },
             Step::Copy { template: chosen } => {
                 drop(mgmt);
-                match copy(world, &names, profile, chosen, *chosen == template).await? {
+                match copy(world, &names, chosen, *chosen == template).await? {
                     true => Ok(Then::Next(next)),
                     // It is an old one now, or was dropped.
                     false => Ok(Then::Next(Step::Database)),
@@ -164,17 +164,11 @@ async fn take(world: &World, names: &Names, profile: &Profile, copy: &PoolDataba
     }
     make_login(world, &mut admin, names).await?;
     let mut inside = world.cluster.connect(&names.database_name).await?;
-    set_limits(world, &mut inside, names.id, profile).await
+    set_limits(world, &mut inside, names.id, copy.template == world.template(profile)).await
 }
 
 /// A copy made now. `Ok(false)`: not of this template.
-async fn copy(
-    world: &World,
-    names: &Names,
-    profile: &Profile,
-    template: &str,
-    current: bool,
-) -> Result<bool, StepError> {
+async fn copy(world: &World, names: &Names, template: &str, current: bool) -> Result<bool, StepError> {
     let mut admin = world.cluster.connect("postgres").await?;
     if databases::oid(&mut admin, &names.database_name).await?.is_none() {
         let template_is_there = databases::oid(&mut admin, template).await?.is_some();
@@ -187,7 +181,7 @@ async fn copy(
     let mut inside = world.cluster.connect(&names.database_name).await?;
     handover::hand_over(&mut inside, template, &names.owner_role).await.map_err(Error::TenantDatabase)?;
     loomworks_undo::admit(&mut inside, &names.owner_role).await.map_err(Error::from)?;
-    set_limits(world, &mut inside, names.id, profile).await?;
+    set_limits(world, &mut inside, names.id, current).await?;
     make_login(world, &mut admin, names).await?;
     databases::open_to(&mut admin, &names.database_name, &names.owner_role).await?;
     databases::admit_everybody_granted(&mut admin, &names.database_name).await?;
@@ -213,22 +207,21 @@ async fn app_password(world: &World, tenant: TenantId) -> Result<SecretString, E
     world.master_key.unwrap(&credentials.app_password_wrapped, &app_password_purpose(tenant))
 }
 
-/// Tells the tenant's database its limits. That it knows them is noted when the tenant becomes active.
+/// Tells the tenant's database its limits, and notes what it was told: until the tenant is active, others may hold.
 async fn set_limits(
     world: &World,
     inside: &mut PgConnection,
     tenant: TenantId,
-    profile: &Profile,
+    has_current_parts: bool,
 ) -> Result<(), StepError> {
+    let mut common = limits::common(world);
+    if !has_current_parts {
+        common.parts.clear();
+    }
     let mut mgmt = world.db.platform.acquire().await?;
-    let limits = tenants::limits(&mut mgmt, tenant).await?;
-    drop(mgmt);
-    let limits = Limits {
-        users: profile.users(),
-        max_users: Some(limits.max_users),
-        max_ai_operations_daily: Some(limits.max_ai_operations_daily),
-    };
-    Ok(loomworks_undo::set_limits(inside, &limits).await.map_err(Error::from)?)
+    let wanted = usage::wanted(&mut mgmt, tenant, &common).await?;
+    limits::tell(inside, &limits::Told::read(&wanted)?).await?;
+    Ok(usage::record_told(&mut mgmt, tenant, &wanted).await?)
 }
 
 /// What the wrapped password of an app's first user is bound to.
@@ -308,7 +301,7 @@ async fn publish(world: &World, names: &Names, context: &Context) -> Result<Then
         tenants::record_live(&mut transaction, names.id, &live, None).await?;
         templates::admin_is_made(&mut transaction, names.id).await?;
         templates::forget_claim(&mut transaction, names.id).await?;
-        usage::begin(&mut transaction, names.id).await?;
+        usage::begin(&mut transaction, names.id, i64::from(oid)).await?;
         let detail = json!({ "database": names.database_name });
         crate::audit::record(
             &mut transaction,

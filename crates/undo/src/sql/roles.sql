@@ -32,7 +32,7 @@ BEGIN
     EXCEPTION WHEN duplicate_object OR unique_violation THEN
         NULL;
     END;
-    -- Until 0.2 they had these.
+    -- What an older program has given them.
     BEGIN
         IF pg_has_role('loomworks_undo', 'pg_write_all_data', 'MEMBER') THEN
             REVOKE pg_write_all_data FROM loomworks_undo;
