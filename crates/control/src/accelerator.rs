@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use crate::error::{Error, chain};
 use crate::jobs::Signals;
 
-pub(crate) use publisher::{Note, Notes};
+pub(crate) use publisher::Notes;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::saver::Saver;
 use super::{cron, drive};
-use crate::accelerator::{Note, Notes};
+use crate::accelerator::Notes;
 use crate::db::jobs::Claim;
 use crate::db::jobs::claims::{self, BATCH_MAX, Wanted};
 use crate::error::chain;
@@ -131,7 +131,7 @@ fn draw(slots: usize) -> [i32; 3] {
 
 /// Runs a claimed job as far as it goes, in its slot.
 async fn carry_out(world: World, saver: Saver, notes: Notes, claim: Claim, slot: OwnedSemaphorePermit) {
-    notes.note(Note::Running { job: claim.id, tenant: claim.tenant() });
+    notes.running(claim.id, claim.tenant());
     let driven = match world.kinds.find(&claim.kind) {
         Some(kind) => {
             audit::with_origin(format!("job {}", claim.id), kind.drive(&world, &saver, &claim)).await
@@ -146,7 +146,7 @@ async fn carry_out(world: World, saver: Saver, notes: Notes, claim: Claim, slot:
         let (id, kind) = (claim.id, claim.kind);
         warn!(job = %id, kind, error = chain(&error), "job {id} was left: its state could not be saved");
     }
-    notes.note(Note::Ended { job: claim.id });
+    notes.ended(claim.id);
     // The tenant has a turn again, which nobody calls out.
     drop(slot);
     world.signals.wake();
