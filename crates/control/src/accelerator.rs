@@ -9,12 +9,14 @@
 //! | `freight:{tenant}:jobs:active` | a set of the ids of the jobs that run |
 //! | `freight:{tenant}:queue:{high\|default\|low}` | how many jobs waited a few seconds ago |
 //! | `freight:{tenant}:locks:{job}` | the node that has the job in hand |
-//! | `freight:{tenant}:counters:{name}` | a counter of a window of time |
+//! | `freight:{tenant}:rate:requests` | when the tenant's allowance of requests is whole again, in microseconds since 1970 |
+//! | `freight:platform:rate:{id}` | the same of an operator: of a key, or of an account |
 //! | `freight:platform:jobs:wake` | a channel: a job waits |
 
 mod publisher;
 
-use std::sync::Arc;
+use std::num::NonZeroU32;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -39,6 +41,41 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
 const REST: Duration = Duration::from_secs(1);
 
 const WAKE: &str = "freight:platform:jobs:wake";
+
+/// The generic cell rate algorithm: of an allowance all that is kept is the moment at which it is whole again, and each
+/// request moves that moment on. By Redis's own clock, so that processes need not agree on the time; a moment that is
+/// further away than an empty allowance takes to fill was written before that clock was turned back.
+///
+/// In microseconds. Gives how many requests remain, and how long to wait if this one was one too many.
+static TAKE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local time = redis.call('TIME')
+         local now = time[1] * 1e6 + time[2]
+         local each, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+         local whole = tonumber(redis.call('GET', KEYS[1]) or now) or now
+         whole = math.min(math.max(whole, now), now + each * burst) + each
+         local left = now + each * burst - whole
+         if left < 0 then return {0, math.ceil(-left)} end
+         local lasts = math.max(1, math.ceil((whole - now) / 1000))
+         redis.call('SET', KEYS[1], string.format('%.3f', whole), 'PX', lasts)
+         return {math.floor(left / each), 0}",
+    )
+});
+
+/// How fast an allowance fills up again, and how much is in it at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    pub per_second: NonZeroU32,
+    pub burst: NonZeroU32,
+}
+
+/// How an allowance stands after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub remaining: u32,
+    /// Until the request may be made, if it may not be now.
+    pub wait: Option<Duration>,
+}
 
 /// The connection to Redis, or none. Cheap to clone.
 #[derive(Clone, Default)]
@@ -76,23 +113,14 @@ impl Accelerator {
         }))))
     }
 
-    /// Counts one more in the present window of a counter and says how many there are in it. `None`: nobody counts.
-    pub async fn increment_within(
-        &self,
-        tenant: Option<TenantId>,
-        name: &str,
-        window: Duration,
-    ) -> Option<u64> {
-        // One script, so that no counter is left without an end.
-        let script = Script::new(
-            "local count = redis.call('INCR', KEYS[1])
-             if count == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
-             return count",
-        );
-        let mut call = script.key(key(tenant, "counters", name));
-        call.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX));
+    /// Takes one request from an allowance that all processes share, if there is one in it. `None`: nobody counts.
+    pub async fn take(&self, tenant: Option<TenantId>, name: &str, rate: Rate) -> Option<Taken> {
         let parts = self.0.as_ref()?;
-        parts.ask(ANSWER_TIMEOUT, async |connection| call.invoke_async(connection).await).await
+        let mut call = TAKE.key(key(tenant, "rate", name));
+        call.arg(1e6 / f64::from(rate.per_second.get())).arg(rate.burst.get());
+        let asked = parts.ask(ANSWER_TIMEOUT, async |connection| call.invoke_async(connection).await);
+        let (remaining, wait): (u32, u64) = asked.await?;
+        Some(Taken { remaining, wait: (wait > 0).then(|| Duration::from_micros(wait)) })
     }
 
     /// Says to all processes that a job waits.
@@ -229,9 +257,10 @@ mod tests {
     #[tokio::test]
     async fn without_redis_nobody_counts_and_nobody_waits() {
         let none = Accelerator::default();
-        assert_eq!(none.increment_within(None, "x", Duration::from_secs(1)).await, None);
+        let rate = Rate { per_second: NonZeroU32::MIN, burst: NonZeroU32::MIN };
+        assert_eq!(none.take(None, "x", rate).await, None);
         let nobody = Accelerator::new(&SecretString::from("redis://127.0.0.1:9"), 2).unwrap();
-        assert_eq!(nobody.increment_within(None, "x", Duration::from_secs(1)).await, None);
+        assert_eq!(nobody.take(None, "x", rate).await, None);
         nobody.tell_job_waits().await;
     }
 }

@@ -1,10 +1,11 @@
 //! Jobs as they are carried out: panics, tries, cancelling, retrying, following, schedules, Redis.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use loomworks_control::accelerator::Accelerator;
+use loomworks_control::accelerator::{Accelerator, Rate, Taken};
 use loomworks_control::access::{Caller, Identity, Permission, Scope};
 use loomworks_control::db::jobs::{Filter, Job};
 use loomworks_control::jobs::{self, Context, Kinds, Progress, Slots, StepError, Then, Work, cron};
@@ -381,9 +382,22 @@ async fn redis_is_told_and_asked_and_forgetting_harms_nobody() {
     let mut redis = Redis::start();
     let accelerator = Accelerator::new(&SecretString::from(redis.url()), 4).expect("an address");
     let running = Running::start(accelerator.clone()).await;
-    let count = async || accelerator.increment_within(None, "test", Duration::from_secs(60)).await;
-    assert_eq!((count().await, count().await), (Some(1), Some(2)));
-    assert_ne!(redis.cli(&["PTTL", "freight:platform:counters:test"]), "-1", "it ends");
+    // Of so slow a kind that nothing comes back while this runs.
+    let rate = Rate { per_second: NonZeroU32::MIN, burst: NonZeroU32::new(1000).expect("not 0") };
+    let take = async |tenant| accelerator.take(tenant, "requests", rate).await;
+    let left = async |tenant| take(tenant).await.map(|taken| taken.remaining);
+    assert_eq!((left(None).await, left(None).await), (Some(999), Some(998)));
+    assert_ne!(redis.cli(&["PTTL", "freight:platform:rate:requests"]), "-1", "it ends");
+    let one = Rate { burst: NonZeroU32::MIN, ..rate };
+    assert_eq!(accelerator.take(None, "one", one).await, Some(Taken { remaining: 0, wait: None }));
+    let refused = accelerator.take(None, "one", one).await.expect("an answer");
+    assert!(refused.wait.is_some_and(|wait| wait <= Duration::from_secs(1)), "{refused:?}");
+    // Written before Redis's clock was turned back, or by somebody else: nobody waits for it for ever.
+    for odd in ["9999999999999999", "nonsense"] {
+        assert_eq!(redis.cli(&["SET", "freight:platform:rate:one", odd]), "OK");
+        let taken = accelerator.take(None, "one", one).await.expect("an answer");
+        assert!(taken.wait.is_none_or(|wait| wait <= Duration::from_secs(1)), "{odd}: {taken:?}");
+    }
 
     let acme = tenant(&running.world.db).await;
     let id = running.enqueue(Some(acme), "told", &[Do::Wait]).await;
@@ -393,15 +407,16 @@ async fn redis_is_told_and_asked_and_forgetting_harms_nobody() {
     }
     assert_eq!(redis.cli(&["GET", &format!("freight:{acme}:locks:{id}")]), "a node");
     assert_eq!(redis.cli(&["FLUSHALL"]), "OK");
-    assert_eq!(count().await, Some(1), "it begins anew");
+    assert_eq!(left(None).await, Some(999), "it begins anew");
+    assert_eq!(left(Some(acme)).await, Some(999), "each has its own");
     redis.kill();
-    assert_eq!(count().await, None);
+    assert_eq!(take(None).await, None);
     GO_ON.store(1, Ordering::SeqCst);
     running.until(id, "succeeded").await;
     let id = running.enqueue(Some(acme), "without", &[Do::GoOn]).await;
     running.until(id, "succeeded").await;
     redis.start_again();
-    while count().await.is_none() {
+    while take(None).await.is_none() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     running.end().await;
