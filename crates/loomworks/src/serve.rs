@@ -31,7 +31,7 @@ use loomworks_control::{World, jobs, keys};
 use loomworks_core::route::BaseDomains;
 use loomworks_core::{ExposeSecret, SecretString};
 use loomworks_gateway::{ControlPlane, Gateway, HOLD_MAX};
-use loomworks_web::Allowance;
+use loomworks_web::{Allowance, Proxies};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -94,14 +94,21 @@ async fn start_roles(
 ) -> Result<(), Failure> {
     tasks.spawn(supervise::keep_running(world.cluster.clone(), stopped.clone()));
     let api_address = api.local_addr()?;
+    let mut gateway_key = None;
     // The gateway first: whoever finds the API answering finds the tenants' addresses answering too.
     if settings.has(Role::Gateway) {
-        let gateway = gateway(settings, data, world, api_address).await?;
+        let (gateway, key) = gateway(settings, data, world, api_address).await?;
+        gateway_key = Some(key);
         tasks.spawn(gateway.serve(wait(stopped.clone())));
     }
     if settings.has(Role::Api) || settings.has(Role::Gateway) {
-        let allowance = Allowance { per_second: settings.api_rate, burst: settings.api_burst };
-        tasks.spawn(serve_api(api, world.clone(), allowance, stopped.clone()));
+        let edge = loomworks_web::Settings {
+            allowance: Allowance { per_second: settings.api_rate, burst: settings.api_burst },
+            proxies: Proxies::new(settings.trusted_proxies.iter().copied()),
+            gateway_key,
+        };
+        let router = loomworks_web::router(world.clone(), edge);
+        tasks.spawn(serve_api(api, router, stopped.clone()));
         tasks.spawn(keys::watch::run(world.clone(), stopped.clone()));
     }
     if settings.has(Role::Worker) {
@@ -118,12 +125,12 @@ async fn gateway(
     data: &DataDirectory,
     world: &World,
     api: SocketAddr,
-) -> Result<Gateway, Failure> {
+) -> Result<(Gateway, SecretString), Failure> {
     loomworks_control::routes::forget_gateways(world).await?;
     // Made anew at each start and kept nowhere.
     let key = keys::renew_platform_key(world, "gateway", &world.node).await?;
-    let control =
-        ControlPlane::new(&format!("http://{api}"), SecretString::from(key.expose_secret().to_owned()))?;
+    let key = SecretString::from(key.expose_secret().to_owned());
+    let control = ControlPlane::new(&format!("http://{api}"), key.clone())?;
     let settings = loomworks_gateway::Settings {
         listen: settings.gateway_listen,
         base_domains: BaseDomains::new(settings.base_domains.iter().cloned()),
@@ -134,19 +141,15 @@ async fn gateway(
         name: format!("{}/{}", world.node, uuid::Uuid::new_v4().simple()),
     };
     let listen = settings.listen;
-    Gateway::bind(settings).await.map_err(|error| {
+    let gateway = Gateway::bind(settings).await.map_err(|error| {
         Failure::refused(format!("{:#}", anyhow::Error::from(error)))
             .with_hint(format!("is {listen} taken? choose another with --gateway-listen"))
-    })
+    })?;
+    Ok((gateway, key))
 }
 
-async fn serve_api(
-    listener: TcpListener,
-    world: World,
-    allowance: Allowance,
-    stopped: watch::Receiver<bool>,
-) {
-    let router = loomworks_web::router(world, allowance).into_make_service_with_connect_info::<SocketAddr>();
+async fn serve_api(listener: TcpListener, router: axum::Router, stopped: watch::Receiver<bool>) {
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     // A gateway's question is kept open for up to 20 seconds: it must not hold up the end.
     let graceful = axum::serve(listener, router).with_graceful_shutdown(wait(stopped.clone()));
     let at_last = async {

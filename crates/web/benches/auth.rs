@@ -25,7 +25,7 @@ use loomworks_core::ExposeSecret;
 use loomworks_core::api_key::{ApiKey, Environment};
 use loomworks_core::ids::ApiKeyId;
 use loomworks_testkit::server;
-use loomworks_web::Allowance;
+use loomworks_web::{Allowance, Settings};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,7 +55,8 @@ async fn main() {
         texts.push(make(&one).await.1.expose_secret().to_owned());
     }
     let many = NonZeroU32::new(1_000_000_000).expect("not 0");
-    let router = loomworks_web::router(one.clone(), Allowance { per_second: many, burst: many });
+    let allowance = Allowance { per_second: many, burst: many };
+    let router = loomworks_web::router(one.clone(), Settings { allowance, ..Settings::default() });
 
     let in_process = in_process(router.clone(), &texts, measured_for).await;
     tell("authenticated_requests_in_process", "1/s", in_process, Some(60_000.0), |ours, goal| ours >= goal);

@@ -2,26 +2,27 @@
 //! query are ones that are understood.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE};
-use axum::http::{HeaderMap, Method};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
+use axum::http::header::CONTENT_LENGTH;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use loomworks_control::access::Caller;
-use loomworks_control::{Error, World, keys};
-use loomworks_core::{ExposeSecret, SecretString};
+use loomworks_control::{Error, World};
 
-use crate::BODY_BYTES_MAX;
 use crate::api::auth;
+use crate::client::{self, Client};
+use crate::credential::{Credential, Good};
 use crate::error::Problem;
-use crate::limits::{Allowance, Asker, Limits, Standing};
+use crate::limits::{Asker, Limits, Standing};
 use crate::strict::has_controls;
+use crate::{BODY_BYTES_MAX, Settings};
 
 /// What is read of a body that is refused, so that its sender hears why.
 const READ_AWAY_MAX: usize = 16 * 1024 * 1024;
@@ -31,13 +32,19 @@ const READ_AWAY_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) struct Admission {
     world: World,
     limits: Limits,
+    good: Good,
     /// Of each endpoint that the document names, the query parameters it takes.
     queries: BTreeMap<(String, String), BTreeSet<String>>,
 }
 
 impl Admission {
-    pub(crate) fn new(world: World, allowance: Allowance, document: &serde_json::Value) -> Arc<Self> {
-        Arc::new(Self { world, limits: Limits::new(allowance), queries: queries(document) })
+    pub(crate) fn new(world: World, settings: Settings, document: &serde_json::Value) -> Arc<Self> {
+        let limits = Limits::new(settings.allowance, world.accelerator.clone());
+        let good = Good::default();
+        if let Some(key) = settings.gateway_key {
+            good.note(&Credential::Key(key), None);
+        }
+        Arc::new(Self { world, limits, good, queries: queries(document) })
     }
 }
 
@@ -55,22 +62,21 @@ pub(crate) async fn admit(
     if path.starts_with("/health/") {
         return next.run(request).await;
     }
-    // What is shown, taken out of the request: its body cannot be shared between threads.
-    let shown = Shown::of(&request);
-    let (caller, standing) = match identify(&admission, shown).await {
-        Ok(found) => found,
-        Err(response) => return *response,
-    };
-    let mut response = match standing.and_then(|standing| standing.wait_seconds) {
-        Some(seconds) => Problem::from(Error::Throttled { seconds }).into_response(),
-        None => {
-            // Who has not shown who he is hears of nothing else.
-            let checked = match caller {
-                Some(_) => check(&admission, &request),
-                None => Ok(()),
-            };
-            if let Some(caller) = caller {
-                request.extensions_mut().insert(Sender(caller));
+    let shown = Credential::shown(request.headers(), path, &admission.world);
+    let Client(address) = client::of(request.extensions());
+    let (found, standing) = identify(&admission, shown.as_ref(), address).await;
+    let wait_seconds = standing.and_then(|standing| standing.wait_seconds);
+    let mut response = match (wait_seconds, found) {
+        (Some(seconds), _) => Problem::from(Error::Throttled { seconds }).into_response(),
+        (None, Err(error)) => Problem::from(error).into_response(),
+        // Who has not shown who he is hears of nothing else.
+        (None, Ok(None)) => next.run(request).await,
+        (None, Ok(Some(caller))) => {
+            let checked = auth::check_wanted(&caller, request.method(), request.headers(), &admission.world)
+                .and_then(|()| check(&admission, &request));
+            request.extensions_mut().insert(Sender(caller));
+            if let Some(shown) = shown {
+                request.extensions_mut().insert(shown);
             }
             match checked {
                 Ok(()) => next.run(request).await,
@@ -101,73 +107,42 @@ async fn read_away(body: Body) {
     let _ = tokio::time::timeout(READ_AWAY_WITHIN, reading).await;
 }
 
-/// What a request shows of its sender.
-struct Shown {
-    address: IpAddr,
-    key: Option<SecretString>,
-    /// What a browser shows that somebody is logged in with.
-    browser: Option<(Method, HeaderMap)>,
-}
-
-impl Shown {
-    fn of(request: &Request) -> Self {
-        let text = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        // Who logs in does not act as whoever was logged in before.
-        let may_be_logged_in = !request.headers().contains_key(AUTHORIZATION)
-            && request.headers().contains_key(COOKIE)
-            && request.uri().path() != auth::LOGIN;
-        let browser = may_be_logged_in.then(|| (request.method().clone(), request.headers().clone()));
-        Self { address: address(request), key: text.and_then(bearer).map(SecretString::from), browser }
-    }
-}
-
-type Found = (Option<Caller>, Option<Standing>);
+type Found = (Result<Option<Caller>, Error>, Option<Standing>);
 
 /// Who asks, and how his allowance stands.
 ///
-/// Whoever is known from a moment ago is counted by who he is. Everybody else is counted by his address first: to look
-/// somebody up costs more than to turn him away.
-async fn identify(admission: &Admission, shown: Shown) -> Result<Found, Box<Response>> {
+/// Whoever is known, or was when he asked last, is counted by who he is. Everybody else is counted by his address
+/// first: to look somebody up costs more than to turn him away.
+async fn identify(admission: &Admission, shown: Option<&Credential>, address: IpAddr) -> Found {
     let world = &admission.world;
-    let key = shown.key.as_ref().map(SecretString::expose_secret);
-    let caller = match key.and_then(|key| keys::recognise(world, key)) {
-        Some(caller) => caller,
-        None => {
-            let standing = admission.limits.ask(Asker::at(shown.address));
-            let answer = |problem: Problem| {
-                let mut response = problem.into_response();
-                standing.tell(response.headers_mut());
-                Box::new(response)
-            };
-            if let Some(seconds) = standing.wait_seconds {
-                return Err(answer(Error::Throttled { seconds }.into()));
-            }
-            let found = match (key, &shown.browser) {
-                (Some(key), _) => keys::authenticate(world, key).await.map_err(Problem::from),
-                (None, Some((method, headers))) => auth::logged_in(method, headers, world).await,
-                (None, None) => return Ok((None, Some(standing))),
-            };
-            match found {
-                Ok(caller) => caller,
-                Err(problem) if problem.is_unauthenticated() => return Ok((None, Some(standing))),
-                Err(problem) => return Err(answer(problem)),
-            }
+    if let Some(caller) = shown.and_then(|shown| shown.recognise(world)) {
+        let standing = count(admission, Asker::of(&caller)).await;
+        return (Ok(Some(caller)), standing);
+    }
+    let known = shown.and_then(|shown| admission.good.asker(shown));
+    let standing = count(admission, known.unwrap_or_else(|| Some(Asker::at(address)))).await;
+    let waits = standing.is_some_and(|standing| standing.wait_seconds.is_some());
+    let Some(shown) = shown.filter(|_| !waits) else { return (Ok(None), standing) };
+    match shown.holder(world).await {
+        Ok(caller) => {
+            let asker = Asker::of(&caller);
+            admission.good.note(shown, asker);
+            let standing = if known == Some(asker) { standing } else { count(admission, asker).await };
+            (Ok(Some(caller)), standing)
         }
-    };
-    let standing = Asker::of(&caller).map(|asker| admission.limits.ask(asker));
-    Ok((Some(caller), standing))
+        Err(Error::Unauthenticated) => {
+            admission.good.forget(shown);
+            (Ok(None), standing)
+        }
+        Err(error) => (Err(error), standing),
+    }
 }
 
-/// The scheme's name is written in any case (RFC 9110, section 11.1).
-fn bearer(text: &str) -> Option<&str> {
-    let (scheme, key) = text.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-}
-
-/// Where the request came from.
-pub(crate) fn address(request: &Request) -> IpAddr {
-    let connected = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    connected.map_or(IpAddr::from([0, 0, 0, 0]), |ConnectInfo(address)| address.ip())
+async fn count(admission: &Admission, asker: Option<Asker>) -> Option<Standing> {
+    match asker {
+        Some(asker) => Some(admission.limits.ask(asker).await),
+        None => None,
+    }
 }
 
 /// Refuses what no handler should see.
@@ -240,15 +215,6 @@ mod tests {
         assert_eq!(percent_decoded("a%20b%C3%A4").as_deref(), Some("a bä"));
         for text in ["%", "%4", "%zz", "%ff", "%C3"] {
             assert!(percent_decoded(text).is_none(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_key_comes_after_its_scheme() {
-        assert_eq!(bearer("Bearer x"), Some("x"));
-        assert_eq!(bearer("bearer  x "), Some("x"));
-        for text in ["Bearer", "Basic x", "x", ""] {
-            assert_eq!(bearer(text), None, "{text}");
         }
     }
 }

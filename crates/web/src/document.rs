@@ -133,8 +133,9 @@ pub(crate) fn complete(document: OpenApi) -> Value {
             "description": "An API key.",
         },
         "login": {
-            "type": "apiKey", "in": "cookie", "name": crate::api::auth::cookie::SESSION,
-            "description": "Of an operator who is logged in. What changes something needs `X-Loomworks-CSRF` too.",
+            "type": "apiKey", "in": "cookie", "name": crate::api::auth::cookie::SESSION.name,
+            "description": "Of an operator who is logged in; over TLS its name begins with `__Host-`. What changes something \
+                            needs `X-Loomworks-CSRF` too.",
         },
     });
     components["responses"] = refusals();

@@ -70,10 +70,6 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what}"))
     }
 
-    pub(crate) fn is_unauthenticated(&self) -> bool {
-        self.code == "unauthenticated"
-    }
-
     /// A request that a browser may have been made to send by another site's page.
     pub(crate) fn csrf(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "csrf", message).with_hint(

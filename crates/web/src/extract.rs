@@ -1,9 +1,6 @@
 //! What a handler is handed: the caller, the body, the path, each with an error that says what was wrong.
 
-use std::net::SocketAddr;
-
 use axum::body::to_bytes;
-use axum::extract::ConnectInfo;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::CONTENT_TYPE;
@@ -19,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use crate::admit::Sender;
+use crate::client::{self, Client};
 use crate::error::Problem;
 use crate::strict::{self, Refused};
 use crate::{BODY_BYTES_MAX, REQUEST_ID};
@@ -26,11 +24,8 @@ use crate::{BODY_BYTES_MAX, REQUEST_ID};
 /// Names the request, and tells the name in the answer and in every log line about it.
 pub(crate) async fn name_request(request: Request, next: Next) -> Response {
     let id = uuid::Uuid::new_v4().to_string();
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-    let origin = match address {
-        Some(address) => format!("{address} request {id}"),
-        None => format!("request {id}"),
-    };
+    let Client(address) = client::of(request.extensions());
+    let origin = format!("{address} request {id}");
     let answered = crate::error::with_request_id(id.clone(), next.run(request));
     let mut response = loomworks_control::audit::with_origin(origin, answered).await;
     if let Ok(value) = HeaderValue::from_str(&id) {

@@ -4,6 +4,8 @@
 
 mod admit;
 pub mod api;
+mod client;
+mod credential;
 mod document;
 pub mod error;
 mod extract;
@@ -15,10 +17,12 @@ mod strict;
 use axum::http::HeaderName;
 use axum::{Router, middleware};
 use loomworks_control::World;
+use loomworks_core::SecretString;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::admit::Admission;
+pub use crate::client::{Network, Proxies};
 pub use crate::limits::Allowance;
 pub use measure::metrics_router;
 
@@ -50,11 +54,21 @@ pub fn openapi() -> serde_json::Value {
     document::complete(routes().into_openapi())
 }
 
+/// How the API treats those who ask.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub allowance: Allowance,
+    pub proxies: Proxies,
+    /// The key of the gateway in this process: it is not counted, not even before it was looked up for the first time.
+    pub gateway_key: Option<SecretString>,
+}
+
 /// The API as a service. It wants to know where its requests come from: serve it with `ConnectInfo<SocketAddr>`.
-pub fn router(world: World, allowance: Allowance) -> Router {
+pub fn router(world: World, settings: Settings) -> Router {
     let (router, document) = routes().split_for_parts();
     let document = document::complete(document);
-    let admission = Admission::new(world.clone(), allowance, &document);
+    let proxies = settings.proxies.clone();
+    let admission = Admission::new(world.clone(), settings, &document);
     router
         .route("/v1/openapi.json", axum::routing::get(async move || axum::Json(document)))
         .merge(api::internal::routes())
@@ -65,4 +79,5 @@ pub fn router(world: World, allowance: Allowance) -> Router {
         .layer(middleware::from_fn_with_state(admission, admit::admit))
         .layer(middleware::from_fn(measure::count))
         .layer(middleware::from_fn(extract::name_request))
+        .layer(middleware::from_fn_with_state(proxies, client::find))
 }

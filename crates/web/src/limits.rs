@@ -2,14 +2,17 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
+use loomworks_control::accelerator::{Accelerator, Rate};
 use loomworks_control::access::{Caller, Identity, Scope};
+use loomworks_core::ids::TenantId;
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -56,6 +59,16 @@ impl Asker {
         }
     }
 
+    /// Under which tenant and name all processes count him together. Addresses are counted by each for itself: who
+    /// has many of them would only make Redis work.
+    fn shared_name(self) -> Option<(Option<TenantId>, String)> {
+        match self {
+            Self::Tenant(tenant) => Some((Some(TenantId(tenant)), "requests".to_owned())),
+            Self::Operator(operator) => Some((None, operator.to_string())),
+            Self::Address(_) | Self::Crowd => None,
+        }
+    }
+
     /// A network of IPv6 is one asker: whoever has one has all of its 2^64 addresses.
     pub(crate) fn at(address: IpAddr) -> Self {
         Self::Address(match address {
@@ -82,25 +95,45 @@ pub(crate) struct Standing {
 
 type Buckets = RateLimiter<Asker, DashMapStateStore<Asker>, DefaultClock, StateInformationMiddleware>;
 
-/// Every asker's allowance, in memory: each process counts for itself.
-#[derive(Debug)]
+/// Every asker's allowance.
+///
+/// In memory, and those of tenants and operators in Redis too, if there is one: all processes share them then. Redis is
+/// asked by those whom this process would let through, so nobody who is over his allowance costs it anything.
 pub(crate) struct Limits {
     allowance: Allowance,
+    shared: Accelerator,
     buckets: Buckets,
     clock: DefaultClock,
     asked: AtomicU64,
-    crowded: std::sync::atomic::AtomicBool,
+    crowded: AtomicBool,
 }
 
 impl Limits {
-    pub(crate) fn new(allowance: Allowance) -> Self {
+    pub(crate) fn new(allowance: Allowance, shared: Accelerator) -> Self {
         let quota = Quota::per_second(allowance.per_second).allow_burst(allowance.burst);
         let buckets = RateLimiter::dashmap(quota).with_middleware::<StateInformationMiddleware>();
         let clock = DefaultClock::default();
-        Self { allowance, buckets, clock, asked: AtomicU64::new(0), crowded: false.into() }
+        Self { allowance, shared, buckets, clock, asked: AtomicU64::new(0), crowded: AtomicBool::new(false) }
     }
 
-    pub(crate) fn ask(&self, asker: Asker) -> Standing {
+    /// Counts a request of this asker's.
+    pub(crate) async fn ask(&self, asker: Asker) -> Standing {
+        let here = self.ask_here(asker);
+        let Some((tenant, name)) = asker.shared_name().filter(|_| here.wait_seconds.is_none()) else {
+            return here;
+        };
+        let Allowance { per_second, burst } = self.allowance;
+        let Some(taken) = self.shared.take(tenant, &name, Rate { per_second, burst }).await else {
+            return here;
+        };
+        Standing {
+            remaining: here.remaining.min(taken.remaining),
+            wait_seconds: taken.wait.map(whole_seconds),
+            ..here
+        }
+    }
+
+    fn ask_here(&self, asker: Asker) -> Standing {
         if self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(COUNTED_EVERY) {
             if self.buckets.len() >= ASKERS_MAX / 2 {
                 self.buckets.retain_recent();
@@ -111,13 +144,14 @@ impl Limits {
         let asker = if crowded { Asker::Crowd } else { asker };
         let (remaining, wait_seconds) = match self.buckets.check_key(&asker) {
             Ok(state) => (state.remaining_burst_capacity(), None),
-            Err(not_until) => {
-                let wait = not_until.wait_time_from(self.clock.now());
-                (0, Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)))
-            }
+            Err(not_until) => (0, Some(whole_seconds(not_until.wait_time_from(self.clock.now())))),
         };
         Standing { allowance: self.allowance, remaining, wait_seconds }
     }
+}
+
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl Standing {
@@ -140,15 +174,32 @@ impl Standing {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_allowance_is_used_up_by_one_asker_alone() {
+    fn limits(shared: Accelerator) -> Limits {
         let few = Allowance { per_second: NonZeroU32::MIN, burst: NonZeroU32::new(3).unwrap() };
-        let limits = Limits::new(few);
-        let (one, other) = (Asker::Tenant(uuid::Uuid::new_v4()), Asker::Tenant(uuid::Uuid::new_v4()));
-        let asked: Vec<_> = (0..4).map(|_| limits.ask(one)).collect();
+        Limits::new(few, shared)
+    }
+
+    fn tenant() -> Asker {
+        Asker::Tenant(uuid::Uuid::new_v4())
+    }
+
+    /// How many of so many requests may be made.
+    async fn admitted(limits: &Limits, asker: Asker, asked: usize) -> usize {
+        let mut admitted = 0;
+        for _ in 0..asked {
+            admitted += usize::from(limits.ask(asker).await.wait_seconds.is_none());
+        }
+        admitted
+    }
+
+    #[tokio::test]
+    async fn an_allowance_is_used_up_by_one_asker_alone() {
+        let limits = limits(Accelerator::default());
+        let (one, other) = (tenant(), tenant());
+        let asked: Vec<_> = (0..4).map(|_| limits.ask_here(one)).collect();
         assert_eq!(asked.iter().map(|standing| standing.remaining).collect::<Vec<_>>(), [2, 1, 0, 0]);
         assert!(asked[2].wait_seconds.is_none() && asked[3].wait_seconds.is_some());
-        assert!(limits.ask(other).wait_seconds.is_none());
+        assert!(limits.ask(other).await.wait_seconds.is_none());
         let mut headers = HeaderMap::new();
         asked[0].tell(&mut headers);
         assert_eq!(headers[POLICY], "\"default\";q=3;w=3");
@@ -161,5 +212,29 @@ mod tests {
         assert_eq!(at("2001:db8:1:2::1"), at("2001:db8:1:2:ffff::9"));
         assert_ne!(at("2001:db8:1:2::1"), at("2001:db8:1:3::1"));
         assert_eq!(at("::ffff:192.0.2.1"), at("192.0.2.1"));
+    }
+
+    #[tokio::test]
+    async fn two_processes_share_an_allowance_and_without_redis_each_has_its_own() {
+        let mut redis = loomworks_testkit::Redis::start();
+        let process = || limits(Accelerator::new(&redis.url().into(), 4).expect("an address"));
+        let (one, other) = (process(), process());
+        for asker in [tenant(), Asker::Operator(uuid::Uuid::new_v4())] {
+            let (first, second) = (admitted(&one, asker, 3).await, admitted(&other, asker, 3).await);
+            assert!(first == 3 && second < 3, "{first} and {second}");
+        }
+        let somebody = Asker::at("192.0.2.1".parse().unwrap());
+        assert_eq!((admitted(&one, somebody, 3).await, admitted(&other, somebody, 3).await), (3, 3));
+
+        // Forgotten: it begins anew, and nobody is refused for it.
+        let asker = tenant();
+        assert_eq!(admitted(&one, asker, 3).await, 3);
+        assert_eq!(redis.cli(&["FLUSHALL"]), "OK");
+        assert_eq!(admitted(&other, asker, 3).await, 3);
+        redis.kill();
+        let asker = tenant();
+        assert_eq!((admitted(&one, asker, 3).await, admitted(&other, asker, 3).await), (3, 3));
+        redis.start_again();
+        assert!(one.ask(tenant()).await.wait_seconds.is_none());
     }
 }

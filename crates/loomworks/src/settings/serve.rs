@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use loomworks_control::jobs::CrashPoint;
+use loomworks_web::Network;
 
 use super::operators;
 use super::queue::QueueSettings;
@@ -46,6 +47,17 @@ pub(crate) struct Serve {
     /// How many it may make at once after a while of silence.
     #[arg(long, default_value = "200", env = "LOOMWORKS_API_BURST", value_name = "REQUESTS")]
     pub(crate) api_burst: NonZeroU32,
+
+    /// A network whose servers are believed what `X-Forwarded-For` says: `10.0.0.0/8`, `192.0.2.7`. May be given
+    /// several times, in the place of this machine.
+    #[arg(
+        long = "trusted-proxy",
+        value_name = "NETWORK",
+        default_value = "127.0.0.0/8,::1/128",
+        value_delimiter = ',',
+        env = "LOOMWORKS_TRUSTED_PROXIES"
+    )]
+    pub(crate) trusted_proxies: Vec<Network>,
 
     /// An app profile. May be given several times.
     #[arg(long = "profile", value_name = "FILE", env = "LOOMWORKS_PROFILES", value_delimiter = ',')]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::platform::{App, Platform};
 
-const PASSWORD: &str = "four words put together";
+pub(crate) const PASSWORD: &str = "four words put together";
 
 /// A browser: what it holds, and what its pages send.
 pub(crate) struct Browser<'a> {
@@ -31,7 +31,7 @@ impl<'a> Browser<'a> {
     }
 
     /// A request of the console's own pages.
-    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Response {
+    pub(crate) async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Response {
         let request = self.bare(method, path).header("x-loomworks-csrf", &self.csrf);
         let request = request.header("origin", self.platform.url(""));
         let request = if let Some(body) = body { request.json(&body) } else { request };
@@ -68,7 +68,7 @@ async fn code(answer: Response) -> String {
     problem["code"].as_str().expect("a code").to_owned()
 }
 
-fn operator(platform: &Platform, email: &str, permissions: &str) -> String {
+pub(crate) fn operator(platform: &Platform, email: &str, permissions: &str) -> String {
     let create = ["operator", "create", email, "--name", "Ann", "--permissions", permissions];
     let made = platform.cli_with_input(&create, &format!("{PASSWORD}\n"));
     made[0]["id"].as_str().expect("an id").to_owned()
@@ -142,6 +142,27 @@ async fn an_operator_logs_in_works_and_logs_out() {
     assert_eq!(ann.status(Method::POST, "/v1/auth/logout").await, 204);
     assert_eq!(ann.status(Method::GET, "/v1/auth/me").await, 401);
     assert_eq!(elsewhere.status(Method::GET, "/v1/auth/me").await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_app_can_plant_no_cookie_over_tls_that_locks_an_operator_out() {
+    let platform = Platform::start(&App::OneTable);
+    operator(&platform, "ann@example.com", "read");
+    let ann = Browser::new(&platform, "192.0.2.1");
+    let by_tls = |request: RequestBuilder| request.header("x-forwarded-proto", "https");
+    let body = json!({ "email": "ann@example.com", "password": PASSWORD });
+    let answer =
+        by_tls(ann.bare(Method::POST, "/v1/auth/login").json(&body)).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    let set = answer.headers()["set-cookie"].to_str().expect("text").to_owned();
+    assert!(set.starts_with("__Host-loomworks_session=") && set.ends_with("; Secure"), "{set}");
+    let ours = set.split(';').next().expect("a pair");
+    let planted = "loomworks_session=planted; loomworks_session=twice";
+    for (cookies, expected) in [(format!("{planted}; {ours}"), 200), (planted.to_owned(), 401)] {
+        let ask = Browser { cookie: cookies, ..Browser::new(&platform, "192.0.2.1") };
+        let answer = by_tls(ask.bare(Method::GET, "/v1/auth/me")).send().await.expect("an answer");
+        assert_eq!(answer.status(), expected, "{}", ask.cookie);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

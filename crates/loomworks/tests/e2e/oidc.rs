@@ -34,7 +34,7 @@ async fn start(browser: &mut Browser<'_>, return_to: &str) -> String {
     let answer = browser.bare(Method::GET, &path).send().await.expect("an answer");
     assert_eq!(answer.status(), 303);
     let set = browser.keep_cookie(&answer);
-    assert!(set.contains("; Path=/v1/auth/oidc; Max-Age=600; HttpOnly; SameSite=Lax"), "{set}");
+    assert!(set.contains("; Path=/; Max-Age=600; HttpOnly; SameSite=Lax"), "{set}");
     answer.headers()["location"].to_str().expect("text").to_owned()
 }
 

@@ -8,32 +8,30 @@
 pub(crate) mod cookie;
 mod oidc;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
 use axum::Json;
-use axum::extract::{ConnectInfo, FromRequestParts, State};
+use axum::extract::{FromRequestParts, State};
 use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN, SET_COOKIE, USER_AGENT};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse, Response};
+use loomworks_control::World;
 use loomworks_control::access::{Caller, Identity};
 use loomworks_control::db::operators::LoginInfo;
 use loomworks_control::operators::logins::{self, Browser, LoggedIn, Me};
-use loomworks_control::{Error, World};
+use loomworks_core::ExposeSecret;
 use loomworks_core::ids::LoginId;
-use loomworks_core::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::client::{self, Client};
 use crate::error::{Problem, ProblemDetails};
 use crate::extract::{Authenticated, Body, Params};
 
 const FROM_ELSEWHERE: &str = "this request comes from another site's page";
 
 const CSRF: HeaderName = HeaderName::from_static("x-loomworks-csrf");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 pub(super) fn routes() -> OpenApiRouter<World> {
@@ -49,28 +47,30 @@ pub(super) fn routes() -> OpenApiRouter<World> {
 /// Where operators log in.
 pub(crate) const LOGIN: &str = "/v1/auth/login";
 
-/// The operator whose browser sent this, if it may have wanted to.
-pub(crate) async fn logged_in(
+/// The token of the login that a browser shows.
+pub(crate) fn session(headers: &HeaderMap, world: &World) -> Option<String> {
+    cookie::SESSION.read(headers, secure(headers, world))
+}
+
+/// Refuses a change that a browser may have been made to send. Programs with a key have no cookie to be misused.
+pub(crate) fn check_wanted(
+    caller: &Caller,
     method: &Method,
     headers: &HeaderMap,
     world: &World,
-) -> Result<Caller, Problem> {
-    let token = cookie::read(headers, cookie::SESSION).ok_or(Error::Unauthenticated)?;
-    let caller = logins::authenticate(world, &SecretString::from(token)).await?;
-    if !method.is_safe() {
-        if !is_from_our_pages(headers, world) {
-            return Err(Problem::csrf(FROM_ELSEWHERE));
-        }
-        let sent = headers.get(CSRF).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let right = match caller.identity {
-            Identity::Operator { login, .. } => world.log_in.is_csrf_token(login, sent),
-            Identity::Key(_) => false,
-        };
-        if !right {
-            return Err(Problem::csrf("a change needs the token of the session as well as its cookie"));
-        }
+) -> Result<(), Problem> {
+    let Identity::Operator { login, .. } = caller.identity else { return Ok(()) };
+    if method.is_safe() {
+        return Ok(());
     }
-    Ok(caller)
+    if !is_from_our_pages(headers, world) {
+        return Err(Problem::csrf(FROM_ELSEWHERE));
+    }
+    let sent = headers.get(CSRF).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !world.log_in.is_csrf_token(login, sent) {
+        return Err(Problem::csrf("a change needs the token of the session as well as its cookie"));
+    }
+    Ok(())
 }
 
 /// Whether no page from elsewhere has sent this. Programs that are no browsers name no origin.
@@ -90,14 +90,9 @@ impl FromRequestParts<World> for FromBrowser {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _world: &World) -> Result<Self, Problem> {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        let peer =
-            peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip().to_canonical());
-        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        // A server on this machine that ends TLS says for whom it asks, last of all who have said so.
-        let forwarded = text(FORWARDED_FOR).rsplit(',').next().and_then(|last| last.trim().parse().ok());
-        let address = forwarded.filter(|_| peer.is_loopback()).unwrap_or(peer);
-        Ok(Self(Browser { address, user_agent: text(USER_AGENT).to_owned() }))
+        let Client(address) = client::of(&parts.extensions);
+        let agent = parts.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Ok(Self(Browser { address, user_agent: agent.to_owned() }))
     }
 }
 
@@ -116,7 +111,7 @@ pub struct Credentials {
 
 /// Log in with a password.
 ///
-/// The answer sets the cookie `loomworks_session`. Unknown address, wrong password and disabled account are one answer.
+/// The answer sets the cookie `loomworks_session` (over TLS: `__Host-loomworks_session`). Unknown address, wrong password and disabled account are one answer.
 /// After five failures the next try has to wait, longer each time.
 #[utoipa::path(post, path = "/v1/auth/login", tag = "login", security(()), request_body = Credentials, responses(
     (status = 200, body = Me),
@@ -134,7 +129,7 @@ async fn log_in(
         return Err(Problem::csrf(FROM_ELSEWHERE));
     }
     let LoggedIn { token, me } = logins::log_in(&world, &browser, &body.email, body.password.into()).await?;
-    let cookie = cookie::session(token.expose_secret(), secure(&headers, &world));
+    let cookie = cookie::SESSION.set(token.expose_secret(), secure(&headers, &world));
     Ok(([(SET_COOKIE, cookie.as_str()), (CACHE_CONTROL, "no-store")], Json(me)).into_response())
 }
 
@@ -150,7 +145,7 @@ async fn log_out(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     logins::log_out(&world, &caller).await?;
-    let cookie = cookie::forgotten(cookie::SESSION, "/", secure(&headers, &world));
+    let cookie = cookie::SESSION.forgotten(secure(&headers, &world));
     Ok((StatusCode::NO_CONTENT, AppendHeaders([(SET_COOKIE, cookie)])).into_response())
 }
 

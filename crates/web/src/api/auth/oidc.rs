@@ -48,7 +48,7 @@ async fn start(
     let provider = world.oidc.as_ref().ok_or_else(no_provider)?;
     let return_to = query.return_to.as_deref().map(str::parse).transpose()?.unwrap_or_default();
     let started = oidc::start(provider, return_to).await?;
-    let cookie = cookie::oidc(&started.cookie, COOKIE_LASTS.as_secs(), secure(&headers, &world));
+    let cookie = cookie::OIDC.set_for(&started.cookie, COOKIE_LASTS.as_secs(), secure(&headers, &world));
     let headers = [(LOCATION, started.location.as_str()), (SET_COOKIE, &cookie), (CACHE_CONTROL, "no-store")];
     Ok((StatusCode::SEE_OTHER, headers).into_response())
 }
@@ -82,14 +82,14 @@ async fn callback(
 ) -> Result<Response, Problem> {
     let provider = world.oidc.as_ref().ok_or_else(no_provider)?;
     let CallbackQuery { code, state, iss, error } = query;
-    let brought = cookie::read(&headers, cookie::OIDC);
+    let secure = secure(&headers, &world);
+    let brought = cookie::OIDC.read(&headers, secure);
     let callback = Callback { code, state, iss, error };
     let finished = oidc::finish(&world, provider, &browser, callback, brought.as_deref()).await?;
-    let secure = secure(&headers, &world);
     // The browser comes from the provider, and so brings the session's cookie only with what the next page asks for.
     let cookies = AppendHeaders([
-        (SET_COOKIE, cookie::session(finished.logged_in.token.expose_secret(), secure)),
-        (SET_COOKIE, cookie::forgotten(cookie::OIDC, cookie::OIDC_PATH, secure)),
+        (SET_COOKIE, cookie::SESSION.set(finished.logged_in.token.expose_secret(), secure)),
+        (SET_COOKIE, cookie::OIDC.forgotten(secure)),
     ]);
     let onward = [(LOCATION, finished.return_to.as_str()), (CACHE_CONTROL, "no-store")];
     Ok((StatusCode::SEE_OTHER, onward, cookies).into_response())
