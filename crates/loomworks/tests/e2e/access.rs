@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
+use crate::log_in::{self, Browser};
 use crate::platform::{App, Platform};
 
 /// What an endpoint answers to whom. `tenant` is acme; the other tenant's key is globex's.
@@ -17,33 +18,63 @@ pub(crate) struct Row {
     other: u16,
     pub(crate) own: u16,
     pub(crate) operator: u16,
+    gateway: u16,
+    logged_in: u16,
 }
 
 fn row(method: Method, path: &'static str, body: Option<Value>, [other, own, operator]: [u16; 3]) -> Row {
-    Row { method, path, body, other, own, operator }
+    Row { method, path, body, other, own, operator, gateway: 403, logged_in: operator }
 }
+
+impl Row {
+    /// What a gateway is answered, where that is not that it may not.
+    fn gateway(self, gateway: u16) -> Self {
+        Self { gateway, ..self }
+    }
+
+    /// What an operator is answered who is logged in and asks after the one with a key, where that is something else.
+    fn logged_in(self, logged_in: u16) -> Self {
+        Self { logged_in, ..self }
+    }
+
+    /// Where one goes to become somebody, or to learn how: who asks makes no difference.
+    pub(crate) fn is_open(&self) -> bool {
+        let open = ["/health/", "/v1/openapi.json", "/v1/auth/login", "/v1/auth/oidc/"];
+        open.iter().any(|path| self.path.starts_with(path))
+    }
+
+    fn name(&self) -> String {
+        let path = self.path.split('?').next().unwrap_or_default();
+        format!("{} {path}", self.method.as_str().to_lowercase())
+    }
+}
+
+/// What is answered and is in no document: what gateways ask, and the document.
+const UNDOCUMENTED: [&str; 3] =
+    ["get /v1/internal/routes", "post /v1/internal/gateways", "get /v1/openapi.json"];
 
 const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 
-/// 404 for another tenant's things, never 403: the two could be told apart.
+/// 404 for everything of another tenant's, also for what the tenant itself may not do: whoever is answered 403 there has
+/// learnt that the other one exists.
 pub(crate) fn table() -> Vec<Row> {
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     vec![
         row(get.clone(), "/v1/tenants", None, [200, 200, 200]),
         row(post.clone(), "/v1/tenants", Some(json!({ "subdomain": "x" })), [403, 403, 422]),
         row(get.clone(), "/v1/tenants/{tenant}", None, [404, 200, 200]),
-        row(Method::PATCH, "/v1/tenants/{tenant}", Some(json!({ "tier": "pro" })), [403, 403, 200]),
-        row(post.clone(), "/v1/tenants/{tenant}/provision", Some(json!({})), [403, 403, 409]),
-        row(post.clone(), "/v1/tenants/{tenant}/archive", Some(json!({ "confirm": "" })), [403, 403, 422]),
-        row(post.clone(), "/v1/tenants/{tenant}/unarchive", Some(json!({})), [403, 403, 409]),
-        row(post.clone(), "/v1/tenants/{tenant}/destroy/plan", Some(json!({})), [403, 403, 200]),
+        row(Method::PATCH, "/v1/tenants/{tenant}", Some(json!({ "tier": "pro" })), [404, 403, 200]),
+        row(post.clone(), "/v1/tenants/{tenant}/provision", Some(json!({})), [404, 403, 409]),
+        row(post.clone(), "/v1/tenants/{tenant}/archive", Some(json!({ "confirm": "" })), [404, 403, 422]),
+        row(post.clone(), "/v1/tenants/{tenant}/unarchive", Some(json!({})), [404, 403, 409]),
+        row(post.clone(), "/v1/tenants/{tenant}/destroy/plan", Some(json!({})), [404, 403, 200]),
         row(
             post.clone(),
             "/v1/tenants/{tenant}/destroy",
             Some(json!({ "confirm": "acme" })),
-            [403, 403, 409],
+            [404, 403, 409],
         ),
-        row(get.clone(), "/v1/tenants/{tenant}/erasure", None, [403, 403, 200]),
+        row(get.clone(), "/v1/tenants/{tenant}/erasure", None, [404, 403, 200]),
         row(get.clone(), "/v1/tenants/{tenant}/exports", None, [404, 200, 200]),
         row(post.clone(), "/v1/tenants/{tenant}/exports", Some(json!({})), [404, 202, 409]),
         row(get.clone(), "/v1/tenants/{tenant}/exports/{export}/download", None, [404, 404, 404]),
@@ -56,8 +87,8 @@ pub(crate) fn table() -> Vec<Row> {
             [403, 403, 422],
         ),
         row(get.clone(), "/v1/tenants/{tenant}/usage", None, [404, 200, 200]),
-        row(post.clone(), "/v1/tenants/{tenant}/suspend", Some(json!({})), [403, 403, 200]),
-        row(post.clone(), "/v1/tenants/{tenant}/resume", Some(json!({})), [403, 403, 200]),
+        row(post.clone(), "/v1/tenants/{tenant}/suspend", Some(json!({})), [404, 403, 200]),
+        row(post.clone(), "/v1/tenants/{tenant}/resume", Some(json!({})), [404, 403, 200]),
         row(get.clone(), "/v1/tenants/{tenant}/api-keys", None, [404, 200, 200]),
         row(post.clone(), "/v1/tenants/{tenant}/api-keys", Some(json!({ "name": "" })), [404, 422, 422]),
         row(delete.clone(), "/v1/tenants/{tenant}/api-keys/{key}", None, [404, 404, 404]),
@@ -151,19 +182,27 @@ pub(crate) fn table() -> Vec<Row> {
         row(post.clone(), "/v1/auth/login", Some(json!({})), [422, 422, 422]),
         row(get.clone(), "/v1/auth/oidc/start", None, [404, 404, 404]),
         row(get.clone(), "/v1/auth/oidc/callback", None, [404, 404, 404]),
-        // A key is nobody's account.
-        row(post, "/v1/auth/logout", None, [403, 403, 403]),
-        row(get.clone(), "/v1/auth/me", None, [403, 403, 403]),
-        row(get.clone(), "/v1/auth/sessions", None, [403, 403, 403]),
-        row(delete, "/v1/auth/sessions/{session}", None, [403, 403, 403]),
         row(get.clone(), "/health/live", None, [204, 204, 204]),
-        row(get, "/health/ready", None, [204, 204, 204]),
+        row(get.clone(), "/health/ready", None, [204, 204, 204]),
+        row(get.clone(), "/v1/openapi.json", None, [200, 200, 200]),
+        row(get.clone(), "/v1/internal/routes?newer_than=-1", None, [403, 403, 403]).gateway(200),
+        row(post.clone(), "/v1/internal/gateways", Some(acknowledgement()), [403, 403, 403]).gateway(204),
+        // A key is nobody's account.
+        row(get.clone(), "/v1/auth/me", None, [403, 403, 403]).logged_in(200),
+        row(get, "/v1/auth/sessions", None, [403, 403, 403]).logged_in(200),
+        row(delete, "/v1/auth/sessions/{session}", None, [403, 403, 403]).logged_in(404),
+        // Last: it ends the session.
+        row(post, "/v1/auth/logout", None, [403, 403, 403]).logged_in(204),
     ]
 }
 
 /// One that selects nobody.
 fn fleet_migration() -> Value {
     json!({ "name": "n", "sql": "SELECT 1", "selection": { "tenants": [] } })
+}
+
+fn acknowledgement() -> Value {
+    json!({ "gateway": "of-a-test", "generation": 0 })
 }
 
 fn new_operator() -> Value {
@@ -176,6 +215,7 @@ struct Callers {
     globex: String,
     revoked: String,
     operator: String,
+    gateway: String,
 }
 
 /// Two tenants, each with a key; one more that has been revoked.
@@ -184,17 +224,19 @@ async fn callers(platform: &Platform) -> Callers {
         platform.cli(&["tenant", "create", tenant, "--wait"]);
     }
     let (http, operator) = (Client::new(), platform.operator_key());
-    let key = async |tenant: &str| {
-        let url = platform.url(&format!("/v1/tenants/{tenant}/api-keys"));
+    let make = async |path: &str, body: Value| {
         let made = http
-            .post(url)
+            .post(platform.url(path))
             .bearer_auth(&operator)
-            .json(&json!({ "name": "test" }))
+            .json(&body)
             .send()
             .await
             .expect("make a key");
         made.json::<Value>().await.expect("JSON")
     };
+    let key =
+        async |tenant: &str| make(&format!("/v1/tenants/{tenant}/api-keys"), json!({ "name": "test" })).await;
+    let gateway = make("/v1/operator-keys", json!({ "name": "test", "scope": "gateway" })).await;
     let text = |key: &Value| key["api_key"].as_str().expect("a key").to_owned();
     let (acme, globex, revoked) = (text(&key("acme").await), text(&key("globex").await), key("acme").await);
     let url = platform.url(&format!("/v1/tenants/acme/api-keys/{}", revoked["id"].as_str().expect("an id")));
@@ -204,25 +246,20 @@ async fn callers(platform: &Platform) -> Callers {
         200
     );
     assert_eq!(http.delete(url).bearer_auth(&operator).send().await.expect("revoke").status(), 204);
-    Callers { acme, globex, revoked: text(&revoked), operator, http }
+    Callers { acme, globex, revoked: text(&revoked), gateway: text(&gateway), operator, http }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_endpoint_for_every_caller() {
     let platform = Platform::start(&App::OneTable);
     let callers = callers(&platform).await;
-    let jobs = platform.cli(&["job", "list"])["items"].clone();
-    let acme = platform.cli(&["tenant", "show", "acme"])["id"].clone();
-    let jobs = jobs.as_array().expect("jobs");
-    let job = jobs
-        .iter()
-        .find(|job| job["tenant_id"] == acme && job["state"] == "succeeded")
-        .expect("a job of acme's")["id"]
-        .clone();
-    let job = job.as_str().expect("an id");
+    let job = finished_job(&platform);
+    log_in::operator(&platform, "ann@example.com", "read,work,manage");
+    let mut browser = Browser::new(&platform, "192.0.2.1");
+    browser.log_in("ann@example.com", log_in::PASSWORD).await;
 
     for row in table() {
-        let path = row.path.replace("{tenant}", "acme").replace("{job}", job).replace("{tier}", "basic");
+        let path = row.path.replace("{tenant}", "acme").replace("{job}", &job).replace("{tier}", "basic");
         let path =
             path.replace("{key}", NOBODY).replace("{session}", NOBODY).replace("{operation}", "999999");
         let path = path
@@ -230,11 +267,9 @@ async fn every_endpoint_for_every_caller() {
             .replace("{webhook}", NOBODY)
             .replace("{export}", NOBODY)
             .replace("{operator}", NOBODY);
-        // Where one goes to become somebody: who asks makes no difference.
-        let open =
-            ["/health/", "/v1/auth/login", "/v1/auth/oidc/"].iter().any(|path| row.path.starts_with(path));
         let bad_key = "frt_live_00000000000000000000000000000000";
-        let refused = if open { row.operator } else { 401 };
+        let (refused, gateway) =
+            if row.is_open() { (row.operator, row.operator) } else { (401, row.gateway) };
         for (who, key, expected) in [
             ("nobody", None, refused),
             ("somebody with nonsense", Some("nonsense"), refused),
@@ -243,6 +278,7 @@ async fn every_endpoint_for_every_caller() {
             ("another tenant", Some(callers.globex.as_str()), row.other),
             ("the tenant", Some(callers.acme.as_str()), row.own),
             ("an operator", Some(callers.operator.as_str()), row.operator),
+            ("a gateway", Some(callers.gateway.as_str()), gateway),
         ] {
             let mut request = callers.http.request(row.method.clone(), platform.url(&path));
             if let Some(key) = key {
@@ -258,9 +294,19 @@ async fn every_endpoint_for_every_caller() {
                 check_problem(&text);
             }
         }
+        let answer = browser.send(row.method.clone(), &path, row.body.clone()).await;
+        let (status, text) = (answer.status(), answer.text().await.expect("a body"));
+        assert_eq!(status.as_u16(), row.logged_in, "{} {path} for somebody logged in: {text}", row.method);
     }
     check_table_is_complete(&platform, &callers).await;
     check_lists_show_no_neighbours(&platform, &callers).await;
+}
+
+/// A job of acme's own that has succeeded: its snapshot.
+pub(crate) fn finished_job(platform: &Platform) -> String {
+    platform.cli(&["snapshot", "create", "acme"]);
+    let list = ["job", "list", "--tenant", "acme", "--kind", "snapshot", "--state", "succeeded"];
+    platform.cli(&list)["items"][0]["id"].as_str().expect("a job of acme's").to_owned()
 }
 
 /// A refusal says what is wrong, to machines and to people.
@@ -281,10 +327,10 @@ async fn check_table_is_complete(platform: &Platform, callers: &Callers) {
         documented
             .extend(methods.as_object().expect("methods").keys().map(|method| format!("{method} {path}")));
     }
-    let row_name = |row: &Row| format!("{} {}", row.method.as_str().to_lowercase(), row.path);
+    let undocumented = UNDOCUMENTED.map(str::to_owned);
     assert_eq!(
-        documented,
-        table().iter().map(row_name).collect(),
+        documented.into_iter().chain(undocumented).collect::<BTreeSet<_>>(),
+        table().iter().map(Row::name).collect(),
         "the document and the table name the same endpoints"
     );
 }

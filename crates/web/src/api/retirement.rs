@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use loomworks_control::World;
+use loomworks_control::access::{self, Permission};
 use loomworks_control::erasure::{self, ErasureReport};
 use loomworks_control::retirement::{self, DestroyPlan};
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::Accepted;
 use crate::error::{Problem, ProblemDetails};
-use crate::extract::{AsOperator, Body, Managing, OperatorReading, Params, Reading};
+use crate::extract::{AsOperator, Authenticated, Body, Managing, OperatorReading, Params, Reading};
 
 pub(super) fn routes() -> OpenApiRouter<World> {
     OpenApiRouter::new()
@@ -63,8 +64,8 @@ struct InPath {
 ))]
 async fn archive(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
     Managing(granted): Managing,
+    AsOperator(operator): AsOperator,
     Body(body): Body<ArchiveTenant>,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
     let job = retirement::archive(&world, &operator, &granted, &body.confirm, &body.reason).await?;
@@ -80,8 +81,8 @@ async fn archive(
 ))]
 async fn unarchive(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
     Managing(granted): Managing,
+    AsOperator(operator): AsOperator,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
     let job = retirement::unarchive(&world, &operator, &granted).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { job })))
@@ -95,8 +96,8 @@ async fn unarchive(
 ))]
 async fn plan(
     State(world): State<World>,
-    OperatorReading(operator): OperatorReading,
     Reading(granted): Reading,
+    OperatorReading(operator): OperatorReading,
 ) -> Result<Json<DestroyPlan>, Problem> {
     Ok(Json(retirement::destroy_plan(&world, &operator, &granted).await?))
 }
@@ -111,8 +112,8 @@ async fn plan(
 ))]
 async fn destroy(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
     Managing(granted): Managing,
+    AsOperator(operator): AsOperator,
     Body(body): Body<DestroyTenant>,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
     let DestroyTenant { confirm, before_retention_ends } = body;
@@ -128,8 +129,13 @@ async fn destroy(
 ))]
 async fn erasure(
     State(world): State<World>,
-    OperatorReading(operator): OperatorReading,
+    Authenticated(caller): Authenticated,
     Params(InPath { tenant }): Params<InPath>,
 ) -> Result<Json<ErasureReport>, Problem> {
+    // An operator may name one that is gone. To everybody else there is no tenant but his own.
+    if caller.scope.tenant().is_some() {
+        access::tenant(&world.db, &caller, &tenant, Permission::Read).await?;
+    }
+    let operator = access::operator(&caller, Permission::Read)?;
     Ok(Json(erasure::report(&world, &operator, &tenant).await?))
 }

@@ -208,8 +208,8 @@ async fn create(
 ))]
 async fn provision(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
     Managing(granted): Managing,
+    AsOperator(operator): AsOperator,
 ) -> Result<(StatusCode, Json<TenantCreated>), Problem> {
     let (tenant, job) = tenants::provision(&world, &operator, &granted).await?;
     Ok((StatusCode::ACCEPTED, Json(TenantCreated { tenant, job: Some(job), admin: None })))
@@ -250,8 +250,8 @@ async fn show(State(world): State<World>, Reading(granted): Reading) -> Result<J
 ))]
 async fn update(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
     Managing(granted): Managing,
+    AsOperator(operator): AsOperator,
     Body(body): Body<UpdateTenant>,
 ) -> Result<Json<Tenant>, Problem> {
     Ok(Json(tenants::update(&world, &operator, &granted, &body.checked()?).await?))
@@ -265,8 +265,8 @@ async fn update(
 ))]
 async fn suspend(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
     Managing(granted): Managing,
+    AsOperator(operator): AsOperator,
     Body(body): Body<Suspend>,
 ) -> Result<Json<Tenant>, Problem> {
     Ok(Json(tenants::suspend(&world, &operator, &granted, &body.reason).await?))
@@ -279,8 +279,8 @@ async fn suspend(
 ))]
 async fn resume(
     State(world): State<World>,
-    AsOperator(operator): AsOperator,
     Managing(granted): Managing,
+    AsOperator(operator): AsOperator,
 ) -> Result<Json<Tenant>, Problem> {
     Ok(Json(tenants::resume(&world, &operator, &granted).await?))
 }
