@@ -31,6 +31,7 @@ use loomworks_control::{World, jobs, keys};
 use loomworks_core::route::BaseDomains;
 use loomworks_core::{ExposeSecret, SecretString};
 use loomworks_gateway::{ControlPlane, Gateway, HOLD_MAX};
+use loomworks_web::serve::Patience;
 use loomworks_web::{Allowance, Proxies};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -108,7 +109,7 @@ async fn start_roles(
             gateway_key,
         };
         let router = loomworks_web::router(world.clone(), edge);
-        tasks.spawn(serve_api(api, router, stopped.clone()));
+        tasks.spawn(loomworks_web::serve::serve(api, router, Patience::default(), wait(stopped.clone())));
         tasks.spawn(keys::watch::run(world.clone(), stopped.clone()));
     }
     if settings.has(Role::Worker) {
@@ -146,24 +147,6 @@ async fn gateway(
             .with_hint(format!("is {listen} taken? choose another with --gateway-listen"))
     })?;
     Ok((gateway, key))
-}
-
-async fn serve_api(listener: TcpListener, router: axum::Router, stopped: watch::Receiver<bool>) {
-    let router = router.into_make_service_with_connect_info::<SocketAddr>();
-    // A gateway's question is kept open for up to 20 seconds: it must not hold up the end.
-    let graceful = axum::serve(listener, router).with_graceful_shutdown(wait(stopped.clone()));
-    let at_last = async {
-        wait(stopped).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    };
-    tokio::select! {
-        result = std::future::IntoFuture::into_future(graceful) => {
-            if let Err(error) = result {
-                tracing::error!(%error, "the API ended");
-            }
-        }
-        () = at_last => {}
-    }
 }
 
 async fn wait(mut stopped: watch::Receiver<bool>) {

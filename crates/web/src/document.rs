@@ -11,7 +11,7 @@ use utoipa::openapi::OpenApi;
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
 /// The refusals that are the same everywhere: status, name, description, code, message.
-const REFUSALS: [(&str, &str, &str, &str, &str); 12] = [
+const REFUSALS: [(&str, &str, &str, &str, &str); 13] = [
     (
         "400",
         "BadRequest",
@@ -40,6 +40,13 @@ const REFUSALS: [(&str, &str, &str, &str, &str); 12] = [
         "The address does not take that method.",
         "method_not_allowed",
         "this address does not take that method",
+    ),
+    (
+        "408",
+        "BodyTooSlow",
+        "The body did not come in time.",
+        "body_too_slow",
+        "the body did not come in time",
     ),
     (
         "409",
@@ -181,7 +188,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         "401" | "403" => !open,
         "404" => has_path_parameter,
         "409" => changes && !open,
-        "413" => has_body || method == "post",
+        "408" | "413" => has_body || method == "post",
         "415" => has_body,
         "422" => has_body || has_query || has_path_parameter || method == "post",
         _ => false,

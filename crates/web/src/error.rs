@@ -123,6 +123,26 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
     }
 
+    /// Reading it was given up.
+    pub(crate) fn body_too_slow() -> Self {
+        let message = "the body did not come in time";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message).with_hint("send it at once")
+    }
+
+    /// The caller has as much open as one may have.
+    pub(crate) fn too_many_open(what: &str, most: usize, retry_after: u64) -> Self {
+        let message = format!("you have {most} {what} open, and may have no more at a time");
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_open", message);
+        Self { retry_after: Some(retry_after), ..problem }.with_hint("wait until one of them has ended")
+    }
+
+    /// All callers together have.
+    pub(crate) fn all_taken(what: &str, retry_after: u64) -> Self {
+        let message = format!("the platform has as many {what} open as it can at a time");
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message);
+        Self { retry_after: Some(retry_after), ..problem }.with_hint("ask again in a while")
+    }
+
     pub(crate) fn bad_idempotency_key(length_max: usize) -> Self {
         let message =
             format!("an idempotency key has 1 to {length_max} visible ASCII characters, and there is one");

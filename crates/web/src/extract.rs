@@ -1,6 +1,8 @@
 //! What a handler is handed: the caller, the body, the path, each with an error that says what was wrong.
 
-use axum::body::to_bytes;
+use std::time::Duration;
+
+use axum::body::{Body as Stream, Bytes, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::CONTENT_TYPE;
@@ -17,6 +19,7 @@ use utoipa::IntoParams;
 
 use crate::admit::Sender;
 use crate::client::{self, Client};
+use crate::credential::Credential;
 use crate::error::Problem;
 use crate::strict::{self, Refused};
 use crate::{BODY_BYTES_MAX, REQUEST_ID};
@@ -45,6 +48,20 @@ impl FromRequestParts<World> for Authenticated {
         Ok(Self(sender.ok_or(Error::Unauthenticated)?.0))
     }
 }
+
+/// What the sender has shown, to be looked at again later.
+pub(crate) struct Shown(pub(crate) Credential);
+
+impl FromRequestParts<World> for Shown {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &World) -> Result<Self, Problem> {
+        Ok(Self(parts.extensions.get::<Credential>().cloned().ok_or(Error::Unauthenticated)?))
+    }
+}
+
+// Where a handler wants an operator for a tenant, it asks for the right to the tenant first: to those of other tenants
+// there is none, and that is all that they hear.
 
 /// An operator who may see everything.
 pub(crate) struct OperatorReading(pub(crate) Operator);
@@ -146,6 +163,17 @@ impl PageQuery {
     }
 }
 
+/// How long a client may take to send a body.
+pub(crate) const WHOLE_WITHIN: Duration = Duration::from_secs(30);
+
+/// All of a body, if it is not too large and comes in time.
+pub(crate) async fn whole(body: Stream, within: Duration) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(within, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(read) => read.map_err(|_| Problem::too_large()),
+        Err(_) => Err(Problem::body_too_slow()),
+    }
+}
+
 /// The JSON body.
 pub(crate) struct Body<T>(pub(crate) T);
 
@@ -156,7 +184,7 @@ impl<T: DeserializeOwned + Send> FromRequest<World> for Body<T> {
         if !is_json(request.headers()) {
             return Err(Problem::unsupported_media_type());
         }
-        let text = to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(|_| Problem::too_large())?;
+        let text = whole(request.into_body(), WHOLE_WITHIN).await?;
         let value = strict::parse(&text).map_err(|refused| match refused {
             Refused::Syntax(message) => Problem::bad_json(message),
             Refused::Content(message) => Problem::bad_body(message),
@@ -174,4 +202,22 @@ fn is_json(headers: &HeaderMap) -> bool {
     let media_type = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     media_type == "application/json"
         || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let body = || Stream::from_stream(futures_util::stream::pending::<std::io::Result<Bytes>>());
+        let refused = whole(body(), Duration::from_millis(1)).await.err().unwrap();
+        assert_eq!(refused.into_response().status(), StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(whole(Stream::from("{}"), WHOLE_WITHIN).await.unwrap(), "{}");
+        let large = whole(Stream::from(vec![0; BODY_BYTES_MAX + 1]), WHOLE_WITHIN).await.err().unwrap();
+        assert_eq!(large.into_response().status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
 }

@@ -11,11 +11,15 @@ pub mod error;
 mod extract;
 mod limits;
 mod measure;
+mod places;
 mod repeat;
+pub mod serve;
 mod strict;
 
+use std::sync::Arc;
+
 use axum::http::HeaderName;
-use axum::{Router, middleware};
+use axum::{Extension, Router, middleware};
 use loomworks_control::World;
 use loomworks_core::SecretString;
 use utoipa::OpenApi;
@@ -24,6 +28,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::admit::Admission;
 pub use crate::client::{Network, Proxies};
 pub use crate::limits::Allowance;
+use crate::places::Open;
 pub use measure::metrics_router;
 
 /// Told to every client, so that a person can name a request to whoever looks after the platform.
@@ -78,6 +83,8 @@ pub fn router(world: World, settings: Settings) -> Router {
         .layer(middleware::from_fn_with_state(world, repeat::once))
         .layer(middleware::from_fn_with_state(admission, admit::admit))
         .layer(middleware::from_fn(measure::count))
+        .layer(Extension(Arc::new(Open::default())))
+        .layer(Extension(Arc::new(api::status::Readiness::default())))
         .layer(middleware::from_fn(extract::name_request))
         .layer(middleware::from_fn_with_state(proxies, client::find))
 }

@@ -10,9 +10,9 @@ use loomworks_control::access::Caller;
 use loomworks_control::idempotency::{self, ANSWER_BYTES_MAX, Answer, Attempt, Begun};
 use loomworks_control::{Error, World};
 
-use crate::BODY_BYTES_MAX;
 use crate::admit::Sender;
 use crate::error::{self, Problem};
+use crate::extract::{WHOLE_WITHIN, whole};
 
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -53,7 +53,7 @@ async fn repeatable(
     next: Next,
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    let body = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_large())?;
+    let body = whole(body, WHOLE_WITHIN).await?;
     let asked = format!("{} {}", parts.method, parts.uri.path_and_query().map_or("", |path| path.as_str()));
     let attempt = match idempotency::begin(&world, &caller, &key, &asked, &body).await? {
         Begun::Now(attempt) => attempt,
