@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Subdomains that belong to the platform or that PostgreSQL uses as database names.
+/// Subdomains that belong to the platform, that PostgreSQL uses as database names, or that programs look up by
+/// themselves below any domain (`wpad`, `autodiscover`, `mta-sts`) and believe.
 ///
 /// A tenant's database carries the name of its subdomain, because apps that choose the database by host name
 /// (`dbfilter = ^%d$`) expect exactly that.
@@ -15,24 +16,36 @@ pub const RESERVED: &[&str] = &[
     "app",
     "assets",
     "auth",
+    "autoconfig",
+    "autodiscover",
     "backup",
     "cdn",
     "console",
     "dashboard",
     "docs",
+    "enterpriseenrollment",
+    "enterpriseregistration",
     "ftp",
     "gateway",
     "grafana",
     "help",
     "imap",
     "internal",
+    "isatap",
     "localhost",
     "login",
     "loomworks",
+    "lyncdiscover",
     "mail",
     "mcp",
     "metrics",
+    "mta-sts",
     "mx",
+    "ns1",
+    "ns2",
+    "openpgpkey",
+    "pop",
+    "pop3",
     "postgres",
     "prometheus",
     "root",
@@ -44,13 +57,15 @@ pub const RESERVED: &[&str] = &[
     "template1",
     "test",
     "webmail",
+    "wpad",
     "www",
 ];
 
 /// A tenant's subdomain: lower case, 3 to 63 characters, starts with a letter, then letters, digits, hyphens.
 ///
-/// The rule is the specification's `^[a-z][a-z0-9-]{2,62}$` without [`RESERVED`] names and without a hyphen at
-/// the end, which no host name may have (RFC 1123, section 2.1).
+/// The rule is the specification's `^[a-z][a-z0-9-]{2,62}$` without [`RESERVED`] names, without a hyphen at the end,
+/// which no host name may have (RFC 1123, section 2.1), and without hyphens in the third and fourth place: browsers
+/// show `xn--…` as other letters, which may look like another tenant's name (RFC 5891, section 4.2.3.1).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subdomain(String);
 
@@ -65,6 +80,10 @@ pub enum BadSubdomain {
     Character(char),
     #[error("a subdomain does not end with a hyphen")]
     End,
+    #[error(
+        "a subdomain has no hyphens in its third and fourth place: names such as `xn--…` are shown as other letters"
+    )]
+    Encoded,
     #[error("the subdomain `{0}` is reserved")]
     Reserved(String),
 }
@@ -73,6 +92,19 @@ impl FromStr for Subdomain {
     type Err = BadSubdomain;
 
     fn from_str(text: &str) -> Result<Self, BadSubdomain> {
+        let name = Self::of_the_right_form(text)?;
+        if matches!(text.as_bytes(), [_, _, b'-', b'-', ..]) {
+            return Err(BadSubdomain::Encoded);
+        }
+        if RESERVED.binary_search(&text).is_ok() {
+            return Err(BadSubdomain::Reserved(text.to_owned()));
+        }
+        Ok(name)
+    }
+}
+
+impl Subdomain {
+    fn of_the_right_form(text: &str) -> Result<Self, BadSubdomain> {
         let length = text.chars().count();
         if !(3..=63).contains(&length) {
             return Err(BadSubdomain::Length(length));
@@ -86,14 +118,9 @@ impl FromStr for Subdomain {
         if text.ends_with('-') {
             return Err(BadSubdomain::End);
         }
-        if RESERVED.binary_search(&text).is_ok() {
-            return Err(BadSubdomain::Reserved(text.to_owned()));
-        }
         Ok(Self(text.to_owned()))
     }
-}
 
-impl Subdomain {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -106,11 +133,13 @@ impl fmt::Display for Subdomain {
     }
 }
 
+/// What we have written down ourselves was checked when it was chosen. If fewer names may be chosen since, one tenant
+/// whose name is among them must not keep a list or a route table from being read.
 impl TryFrom<String> for Subdomain {
     type Error = BadSubdomain;
 
     fn try_from(text: String) -> Result<Self, BadSubdomain> {
-        text.parse()
+        Self::of_the_right_form(&text)
     }
 }
 
@@ -128,7 +157,7 @@ impl Serialize for Subdomain {
 
 impl<'de> Deserialize<'de> for Subdomain {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        Self::try_from(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -206,7 +235,27 @@ mod tests {
         assert_eq!(no("a.cme"), BadSubdomain::Character('.'));
         assert_eq!(no("аcme"), BadSubdomain::Character('а'), "a Cyrillic letter that looks like an a");
         assert_eq!(no("acme\0"), BadSubdomain::Character('\0'));
-        assert_eq!(no("postgres"), BadSubdomain::Reserved("postgres".into()));
+        for reserved in ["postgres", "wpad", "mta-sts"] {
+            assert_eq!(no(reserved), BadSubdomain::Reserved(reserved.into()));
+        }
+        assert_eq!(
+            no("xn--cme-6cd"),
+            BadSubdomain::Encoded,
+            "browsers show it as `аcme`, with a Cyrillic letter"
+        );
+        assert_eq!(no("ab--cd"), BadSubdomain::Encoded);
+        for fine in ["a--cme", "abc--d", "ab-c-d"] {
+            assert!(fine.parse::<Subdomain>().is_ok(), "{fine}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_was_taken_before_it_was_refused_can_be_read() {
+        for name in ["ab--cd", "wpad"] {
+            assert_eq!(Subdomain::try_from(name.to_owned()).unwrap().as_str(), name);
+            assert!(serde_json::from_value::<Subdomain>(name.into()).is_ok());
+        }
+        assert!(Subdomain::try_from("Acme".to_owned()).is_err());
     }
 
     #[test]
@@ -219,7 +268,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_the_rule_of_the_specification_allows_is_a_subdomain(text in "[a-z][a-z0-9-]{1,61}[a-z0-9]") {
-            prop_assume!(RESERVED.binary_search(&text.as_str()).is_err());
+            prop_assume!(RESERVED.binary_search(&text.as_str()).is_err() && &text[2..4.min(text.len())] != "--");
             prop_assert_eq!(text.parse::<Subdomain>().unwrap().to_string(), text);
         }
 

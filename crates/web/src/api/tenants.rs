@@ -35,7 +35,8 @@ pub(super) fn routes() -> OpenApiRouter<World> {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
-    /// 3 to 63 characters: lower-case letters, digits, hyphens; begins with a letter.
+    /// 3 to 63 characters: lower-case letters, digits, hyphens; begins with a letter, does not end with a hyphen, has
+    /// none in its third and fourth place, and is no name that the platform or programs use (`www`, `wpad`).
     #[schema(example = "acme")]
     pub subdomain: String,
     /// How people call it. The subdomain if left out.
