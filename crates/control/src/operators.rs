@@ -29,10 +29,14 @@ pub struct NewOperator {
     pub permissions: Vec<Permission>,
 }
 
-/// Makes an account.
+/// Makes an account, which may do no more than whoever makes it.
 pub async fn create(world: &World, operator: &Operator, new: NewOperator) -> Result<OperatorInfo, Error> {
     let name = check_name(&new.name)?;
     let permissions = check_permissions(new.permissions)?;
+    if let Some(more) = beyond(operator, &permissions) {
+        let message = format!("you cannot give `{}` to an account", more.as_str());
+        return Err(Error::invalid(message).with_hint("an account has no more than you have yourself"));
+    }
     let hash = match new.password {
         None => None,
         Some(secret) => {
@@ -72,6 +76,8 @@ pub async fn list(
 
 /// Lets nobody log in to an account any more, and ends where its operator is logged in; or lets him in again, and
 /// forgets who he is at the OpenID provider until he comes from there the next time.
+///
+/// Everybody may lock an account; only who may do as much opens it.
 pub async fn set_disabled(
     world: &World,
     operator: &Operator,
@@ -82,6 +88,9 @@ pub async fn set_disabled(
     // The account's row first, here and at every log-in: nobody who comes at this moment slips through.
     let changed =
         rows::set_disabled(&mut scoped, id, disabled).await?.ok_or(Error::NotFound("such operator"))?;
+    if !disabled && beyond(operator, &changed.permissions.0).is_some() {
+        return Err(Error::Forbidden);
+    }
     let ended = if disabled { rows::end_all_logins(&mut scoped, id).await? } else { 0 };
     let action = if disabled { "operator.disabled" } else { "operator.enabled" };
     let detail = json!({ "operator": id, "email": changed.email, "sessions_ended": ended });
@@ -90,7 +99,8 @@ pub async fn set_disabled(
     Ok(changed)
 }
 
-/// Gives an account another password, and ends where its operator is logged in.
+/// Gives an account another password, and ends where its operator is logged in. Not one that may do more: whoever
+/// knows its password has what it has.
 pub async fn set_password(
     world: &World,
     operator: &Operator,
@@ -101,6 +111,9 @@ pub async fn set_password(
     let mut scoped = operator.begin(&world.db).await?;
     let account = rows::get(&mut scoped, id).await?.ok_or_else(unknown)?;
     drop(scoped);
+    if beyond(operator, &account.permissions.0).is_some() {
+        return Err(Error::Forbidden);
+    }
     let email: Email = account.email.parse().map_err(|error| Error::Internal(format!("{error}")))?;
     password::check(&secret, &account.name, &email)?;
     // Takes its time: no transaction is open meanwhile.
@@ -113,6 +126,11 @@ pub async fn set_password(
     audit::record(&mut scoped, &operator.actor, "operator.password_changed", None, detail).await?;
     scoped.commit().await?;
     Ok(changed)
+}
+
+/// The first of these permissions that the operator has not himself.
+fn beyond(operator: &Operator, permissions: &[Permission]) -> Option<Permission> {
+    permissions.iter().find(|permission| !operator.permissions.contains(permission)).copied()
 }
 
 /// A name for people: on one line, and not empty.
