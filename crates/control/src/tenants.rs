@@ -9,7 +9,7 @@ use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
 use crate::World;
-use crate::access::{Caller, Granted, Operator, listing};
+use crate::access::{Caller, Granted, Operator, Scoped, listing};
 use crate::audit::{self, sealer::hex};
 use crate::credentials::{app_password_purpose, random_password};
 use crate::db::lifecycle::{self, Standing, Suspension, Update};
@@ -75,8 +75,9 @@ pub async fn create(world: &World, operator: &Operator, wanted: &Wanted) -> Resu
     };
     let tenant = tenants::get(&mut scoped, id).await?;
     let detail = json!({ "subdomain": wanted.subdomain, "profile": profile, "draft": wanted.draft,
-        "after": changeable(&tenant), "settings_changed": changed_settings(&Value::Null, &tenant.settings) });
+        "after": changeable(&tenant) });
     audit::record(&mut scoped, &operator.actor, "tenant.created", Some(id), detail).await?;
+    record_settings(&mut scoped, operator, &json!({}), &tenant).await?;
     scoped.commit().await?;
     Ok(Created { tenant, job, admin })
 }
@@ -159,9 +160,9 @@ pub async fn update(
     {
         jobs::enqueue(&mut scoped, &ApplySubscription { tenant: id }, &operator.actor).await?;
     }
-    let mut detail = json!({ "before": changeable(&before), "after": changeable(&after) });
-    detail["settings_changed"] = json!(changed_settings(&before.settings, &after.settings));
+    let detail = json!({ "before": changeable(&before), "after": changeable(&after) });
     audit::record(&mut scoped, &operator.actor, "tenant.updated", Some(id), detail).await?;
+    record_settings(&mut scoped, operator, &before.settings, &after).await?;
     scoped.commit().await?;
     Ok(after)
 }
@@ -185,8 +186,24 @@ fn changed_settings<'a>(before: &'a Value, after: &'a Value) -> Vec<&'a str> {
     all.into_iter().filter(|name| before.get(name) != after.get(name)).collect()
 }
 
-/// What [`update`] can change, for the audit log. Of the settings a checksum: the log is kept for ever, also when the
-/// tenant and what was in them are to be gone.
+/// A line of its own, of no tenant: the tenant's people read the lines that are about it, and settings are not for
+/// them. It has no values either: the log is kept for ever, also when the tenant and what was in them are to be gone.
+async fn record_settings(
+    scoped: &mut Scoped,
+    operator: &Operator,
+    before: &Value,
+    after: &Tenant,
+) -> Result<(), Error> {
+    if *before == after.settings {
+        return Ok(());
+    }
+    let sha256 = |settings: &Value| hex(digest(&SHA256, settings.to_string().as_bytes()).as_ref());
+    let detail = json!({ "tenant": after.id, "changed": changed_settings(before, &after.settings),
+        "before_sha256": sha256(before), "after_sha256": sha256(&after.settings) });
+    Ok(audit::record(scoped, &operator.actor, "tenant.settings_changed", None, detail).await?)
+}
+
+/// What [`update`] can change but settings, for the audit log.
 fn changeable(tenant: &Tenant) -> Value {
     json!({
         "name": tenant.name,
@@ -195,7 +212,6 @@ fn changeable(tenant: &Tenant) -> Value {
         "max_users": tenant.own_max_users,
         "max_storage_gb": tenant.own_max_storage_gb,
         "max_ai_operations_daily": tenant.own_max_ai_operations_daily,
-        "settings_sha256": hex(digest(&SHA256, tenant.settings.to_string().as_bytes()).as_ref()),
     })
 }
 

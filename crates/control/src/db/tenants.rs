@@ -55,7 +55,7 @@ pub struct Tenant {
     pub own_max_users: Option<i32>,
     pub own_max_storage_gb: Option<f64>,
     pub own_max_ai_operations_daily: Option<i32>,
-    /// The operator's notes about it, free of form.
+    /// The operators' notes about it, free of form. Its own people see none.
     #[schema(value_type = Object)]
     pub settings: Value,
     #[schema(value_type = String, format = DateTime)]
@@ -94,11 +94,12 @@ pub const LIMITS_IN_FORCE: &str = "(SELECT coalesce(t.max_users, tiers.max_users
     coalesce(t.max_ai_operations_daily, tiers.max_ai_operations_daily) AS max_ai_operations_daily \
     FROM tiers WHERE tiers.name = t.tier)";
 
+/// A tenant as whoever looks may see it: `loomworks_api` ([`super::API_ROLE`]) looks for the tenant's own people.
 const COLUMNS: &str = "t.id, t.name, subdomain, database_name, state, suspension_reason, suspended_by, suspended_at, \
     suspension_cause, archive_reason, archived_at, archived_until, destroyed_at, profile, tier, subscription_expires, \
     l.max_users, l.max_storage_gb, l.max_ai_operations_daily, t.max_users AS own_max_users, \
-    t.max_storage_gb AS own_max_storage_gb, t.max_ai_operations_daily AS own_max_ai_operations_daily, settings, \
-    t.created_at, t.updated_at";
+    t.max_storage_gb AS own_max_storage_gb, t.max_ai_operations_daily AS own_max_ai_operations_daily, \
+    CASE current_user WHEN 'loomworks_api' THEN '{}' ELSE settings END AS settings, t.created_at, t.updated_at";
 
 /// What [`COLUMNS`] are selected from.
 fn from() -> String {

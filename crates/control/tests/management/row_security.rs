@@ -1,8 +1,15 @@
 //! A tenant's own requests see the rows of that tenant, and nothing else, whatever a query forgets.
 
+use loomworks_control::access::{self, Permission, Scope};
+use loomworks_control::db::lifecycle::Update;
+use loomworks_control::db::tenants::Filter;
+use loomworks_control::page::Asked;
+use loomworks_control::{audit, tenants};
 use loomworks_core::ids::TenantId;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use super::world::{Installation, admin, caller, operator};
 use super::{database, tenant};
 
 /// Every table that says whose a row is, with the column that says it. From the catalogue, so that none is forgotten.
@@ -28,14 +35,15 @@ async fn set_tenant(connection: &mut PgConnection, value: &str) {
         .expect("set");
 }
 
-/// The rows of a table that are not `own`'s. `None`: the role may not read the table at all.
+/// The rows of a table that are not `own`'s; without one all, also those of no tenant. `None`: the role may not read the
+/// table at all.
 async fn foreign_rows(
     connection: &mut PgConnection,
     table: &str,
     column: &str,
     own: Option<TenantId>,
 ) -> Option<i64> {
-    let sql = format!("SELECT count(*) FROM {table} WHERE {column} IS DISTINCT FROM $1");
+    let sql = format!("SELECT count(*) FROM {table} WHERE $1::uuid IS NULL OR {column} IS DISTINCT FROM $1");
     match sqlx::query(AssertSqlSafe(sql)).bind(own.map(|id| id.0)).fetch_one(connection).await {
         Ok(row) => Some(row.get(0)),
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => None,
@@ -129,4 +137,33 @@ async fn a_tenants_role_writes_for_no_other_tenant_and_changes_nothing() {
     {
         assert!(sqlx::query(statement).execute(&db.platform).await.is_err(), "{statement}");
     }
+}
+
+#[tokio::test]
+async fn a_tenants_own_people_do_not_see_what_operators_note_about_it() {
+    let world = Installation::new().process().await;
+    let id = tenant(&world.db).await;
+    let granted = admin(&world, id).await;
+    let operators = access::tenant(&world.db, &caller(Scope::Operator), &id.to_string(), Permission::Manage)
+        .await
+        .expect("any tenant");
+    let update = Update { settings: Some(json!({ "note": "pays late" })), ..Update::default() };
+    let updated = tenants::update(&world, &operator(), &operators, &update).await.expect("update");
+    assert_eq!(updated.settings, update.settings.clone().expect("settings"));
+    assert_eq!(tenants::get(&world, &operators).await.expect("look").settings, updated.settings);
+
+    let shown = tenants::get(&world, &granted).await.expect("look");
+    assert_eq!((shown.id, shown.settings), (id, json!({})));
+    let own = caller(Scope::TenantAdmin(id));
+    let (all, first) = (Filter::default(), Asked::new(None, None).expect("a page"));
+    let page = tenants::list(&world, &own, &all, &first).await.expect("list");
+    assert_eq!(page.items[0].settings, json!({}));
+    let page = audit::list(&world, &own, None, Default::default(), Asked::new(None, None).expect("a page"));
+    let lines = page.await.expect("list").items;
+    assert!(lines.iter().any(|line| line.action == "tenant.updated"), "{lines:?}");
+    assert!(!format!("{lines:?}").contains("pays late"), "{lines:?}");
+    let sql = "SELECT detail->'changed' FROM audit WHERE action = 'tenant.settings_changed' AND detail->>'tenant' = $1";
+    let noted: Value =
+        sqlx::query_scalar(sql).bind(id.to_string()).fetch_one(&world.db.platform).await.expect("a line");
+    assert_eq!(noted, json!(["note"]), "which, and not what");
 }

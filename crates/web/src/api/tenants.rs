@@ -58,7 +58,7 @@ pub struct CreateTenant {
     #[serde(default)]
     #[schema(value_type = Option<String>, format = Date)]
     pub subscription_expires: Option<Date>,
-    /// A JSON object of at most 16 KB.
+    /// A JSON object of at most 16 KB, for operators only.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     pub settings: Option<Map<String, Value>>,
