@@ -48,7 +48,8 @@ CREATE TABLE idempotency_keys (
     caller         text NOT NULL,
     key            text NOT NULL CHECK (char_length(key) BETWEEN 1 AND 255),
     request        text NOT NULL,
-    body_sha256    bytea NOT NULL,
+    -- Keyed with a secret outside the database: bodies hold passwords, and those can be guessed.
+    body_mac       bytea NOT NULL,
     -- Who carries the request out, and how long nobody else may.
     attempt        uuid NOT NULL,
     lease_until    timestamptz NOT NULL,

@@ -1,7 +1,8 @@
 //! Asking twice without doing it twice.
 //!
-//! A request may carry a key of the client's choice. The first with a key takes it on, under a lease; its answer is
-//! kept for a day, and who asks the same again is given it. Three things can go wrong between:
+//! A request may carry a key of the client's choice. The first with a key takes it on, under a lease; if it did
+//! anything its answer is kept for a day, and who asks the same again is given it. What did nothing, as a plan or a
+//! refusal, is asked anew. Three things can go wrong between:
 //!
 //! - The process dies before anything was done: the lease runs out, and the request is carried out anew.
 //! - It dies after: the transaction that did it has noted so (`note_effect`), and it is never done again. Only the
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use loomworks_core::ids::TenantId;
 use loomworks_core::{ExposeSecret, SecretString};
+use ring::hmac;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -21,6 +23,7 @@ use crate::World;
 use crate::access::{Caller, Identity};
 use crate::db::idempotency as rows;
 use crate::error::Error;
+use crate::operators::logins::derived_key;
 
 /// How long an answer is kept.
 pub const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -28,6 +31,8 @@ pub const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 const LEASE: Duration = Duration::from_secs(60);
 /// Longer answers are not kept.
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// So many requests of one caller are known at a time, so that none fills the disk with answers.
+pub const KEYS_MAX: i64 = 10_000;
 
 tokio::task_local! {
     /// The attempt that the present task carries out.
@@ -64,6 +69,8 @@ pub enum Begun {
     Differs,
     /// It was done, and the answer was lost with the process that did it.
     AnswerLost,
+    /// The caller has [`KEYS_MAX`] others.
+    TooMany,
 }
 
 /// Takes a request on, or finds what has become of it. `request` is its method and its address.
@@ -79,17 +86,19 @@ pub async fn begin(
         Identity::Key(id) => format!("key:{id}"),
         Identity::Operator { operator, .. } => format!("operator:{operator}"),
     };
-    let digest = ring::digest::digest(&ring::digest::SHA256, body);
-    let asked = rows::Asked { caller: &caller, key, request, body_sha256: digest.as_ref() };
+    // Keyed: a body may hold a password, which is found out from a plain checksum by guessing.
+    let body_mac = hmac::sign(&derived_key(&world.master_key, "loomworks idempotent bodies"), body);
+    let asked = rows::Asked { caller: &caller, key, request, body_mac: body_mac.as_ref() };
+    let (lease, kept_for) = (LEASE.as_secs_f64(), KEPT_FOR.as_secs_f64());
     let pool = &world.db.platform;
     // Twice: what was there may be gone when it is looked at.
     for _ in 0..2 {
         let id = Uuid::new_v4();
-        if rows::begin(pool, &asked, id, LEASE.as_secs_f64(), KEPT_FOR.as_secs_f64()).await? {
+        if rows::begin(pool, &asked, id, lease, kept_for, KEYS_MAX).await? {
             return Ok(Begun::Now(Attempt { caller, key: key.to_owned(), id, about: Arc::default() }));
         }
         if let Some(known) = rows::known(pool, &caller, key).await? {
-            if known.request != request || known.body_sha256 != digest.as_ref() {
+            if known.request != request || known.body_mac != body_mac.as_ref() {
                 return Ok(Begun::Differs);
             }
             return Ok(match known.answer_wrapped {
@@ -97,6 +106,9 @@ pub async fn begin(
                 None if known.took_effect && !known.leased => Begun::AnswerLost,
                 None => Begun::Running,
             });
+        }
+        if rows::count(pool, &caller, KEYS_MAX).await? >= KEYS_MAX {
+            return Ok(Begun::TooMany);
         }
     }
     Ok(Begun::Running)
@@ -113,7 +125,7 @@ pub(crate) fn note_tenant(tenant: TenantId) {
     let _ = PRESENT.try_with(|present| present.about.set(tenant));
 }
 
-/// Called by every commit of somebody's transaction.
+/// Called by every commit of somebody's transaction. What is committed in another way counts as nothing done.
 pub(crate) async fn note_effect(connection: &mut PgConnection) -> Result<(), Error> {
     let Ok(present) = PRESENT.try_with(Clone::clone) else { return Ok(()) };
     let about = present.about.get().copied();
@@ -123,13 +135,12 @@ pub(crate) async fn note_effect(connection: &mut PgConnection) -> Result<(), Err
     Err(Error::conflict("this took so long that the same request was begun anew").with_hint("ask again"))
 }
 
-/// Keeps the answer for whoever asks again. A refusal that changed nothing is not kept: the same request may succeed
-/// later.
+/// Keeps the answer for whoever asks again, unless nothing was changed: then the same request may be carried out
+/// later, and a caller who may only look cannot have answers kept.
 pub async fn finish(world: &World, attempt: &Attempt, answer: Option<&Answer>) -> Result<(), Error> {
     let Attempt { caller, key, id, about } = attempt;
     let pool = &world.db.platform;
-    let succeeded = answer.is_some_and(|answer| (200..300).contains(&answer.status));
-    if !succeeded && rows::release(pool, caller, key, *id).await? {
+    if rows::release(pool, caller, key, *id).await? {
         return Ok(());
     }
     match answer.filter(|answer| answer.status < 500 && answer.body.len() <= ANSWER_BYTES_MAX) {

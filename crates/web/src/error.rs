@@ -161,6 +161,14 @@ impl Problem {
         Self { retry_after: Some(1), ..problem }.with_hint("ask again in a second for its answer")
     }
 
+    pub(crate) fn too_many_idempotency_keys(most: i64) -> Self {
+        let message = format!("you have used {most} idempotency keys within a day");
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_idempotency_keys", message);
+        Self { retry_after: Some(3600), ..problem }.with_hint(
+            "each is kept for a day: send those requests without one that may be carried out twice",
+        )
+    }
+
     pub(crate) fn idempotency_answer_lost() -> Self {
         let message = "this was done, but its answer was lost when the platform was stopped";
         Self::new(StatusCode::CONFLICT, "idempotency_answer_lost", message)

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use loomworks_control::access::Caller;
-use loomworks_control::idempotency::{self, ANSWER_BYTES_MAX, Answer, Attempt, Begun};
+use loomworks_control::idempotency::{self, ANSWER_BYTES_MAX, Answer, Attempt, Begun, KEYS_MAX};
 use loomworks_control::{Error, World};
 
 use crate::admit::Sender;
@@ -61,6 +61,7 @@ async fn repeatable(
         Begun::Running => return Err(Problem::idempotency_running()),
         Begun::Differs => return Err(Problem::idempotency_key_reused()),
         Begun::AnswerLost => return Err(Problem::idempotency_answer_lost()),
+        Begun::TooMany => return Err(Problem::too_many_idempotency_keys(KEYS_MAX)),
     };
     let request = Request::from_parts(parts, Body::from(body));
     // In a task of its own: when the client goes away, what it asked for is finished and the answer is there for it.

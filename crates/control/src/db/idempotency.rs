@@ -10,27 +10,29 @@ pub struct Asked<'a> {
     pub caller: &'a str,
     pub key: &'a str,
     pub request: &'a str,
-    pub body_sha256: &'a [u8],
+    pub body_mac: &'a [u8],
 }
 
 /// What is known of a request that was asked before.
 #[derive(Debug, FromRow)]
 pub struct Known {
     pub request: String,
-    pub body_sha256: Vec<u8>,
+    pub body_mac: Vec<u8>,
     pub answer_wrapped: Option<Vec<u8>>,
     pub took_effect: bool,
     /// Somebody carries it out now.
     pub leased: bool,
 }
 
-/// Takes the request on. `Ok(false)`: it was asked before, and is not to be carried out now.
+/// Takes the request on. `Ok(false)`: it was asked before and is not to be carried out now, or its caller has
+/// `keys_max` others.
 pub async fn begin(
     pool: &PgPool,
     asked: &Asked<'_>,
     attempt: Uuid,
     lease_seconds: f64,
     kept_seconds: f64,
+    keys_max: i64,
 ) -> sqlx::Result<bool> {
     sqlx::query(
         "DELETE FROM idempotency_keys
@@ -42,26 +44,37 @@ pub async fn begin(
     .execute(pool)
     .await?;
     sqlx::query(
-        "INSERT INTO idempotency_keys AS known (caller, key, request, body_sha256, attempt, lease_until)
-         VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))
+        "INSERT INTO idempotency_keys AS known (caller, key, request, body_mac, attempt, lease_until)
+         SELECT $1, $2, $3, $4, $5, now() + make_interval(secs => $6)
+         WHERE (SELECT count(*) FROM (SELECT FROM idempotency_keys WHERE caller = $1 AND key <> $2 LIMIT $7) other) < $7
          ON CONFLICT (caller, key) DO UPDATE SET attempt = excluded.attempt, lease_until = excluded.lease_until
-             WHERE known.request = excluded.request AND known.body_sha256 = excluded.body_sha256
+             WHERE known.request = excluded.request AND known.body_mac = excluded.body_mac
                  AND known.effect_at IS NULL AND known.answer_wrapped IS NULL AND known.lease_until < now()",
     )
     .bind(asked.caller)
     .bind(asked.key)
     .bind(asked.request)
-    .bind(asked.body_sha256)
+    .bind(asked.body_mac)
     .bind(attempt)
     .bind(lease_seconds)
+    .bind(keys_max)
     .execute(pool)
     .await
     .map(|done| done.rows_affected() == 1)
 }
 
+/// How many requests of this caller are known, up to `most`.
+pub async fn count(pool: &PgPool, caller: &str, most: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar("SELECT count(*) FROM (SELECT FROM idempotency_keys WHERE caller = $1 LIMIT $2) known")
+        .bind(caller)
+        .bind(most)
+        .fetch_one(pool)
+        .await
+}
+
 pub async fn known(pool: &PgPool, caller: &str, key: &str) -> sqlx::Result<Option<Known>> {
     sqlx::query_as(
-        "SELECT request, body_sha256, answer_wrapped, effect_at IS NOT NULL AS took_effect,
+        "SELECT request, body_mac, answer_wrapped, effect_at IS NOT NULL AS took_effect,
              lease_until >= now() AS leased
          FROM idempotency_keys WHERE caller = $1 AND key = $2",
     )

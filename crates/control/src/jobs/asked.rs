@@ -15,6 +15,7 @@ use crate::audit;
 use crate::db::jobs::{self, Filter, Job, Key, Locked};
 use crate::db::on_constraint;
 use crate::error::Error;
+use crate::idempotency;
 use crate::page::{Asked, Page};
 
 /// How long somebody can follow a job without asking again.
@@ -61,6 +62,7 @@ pub async fn retry(world: &World, caller: &Caller, id: JobId) -> Result<Job, Err
     on_constraint(retried, "jobs_one_unfinished", already_asked_for)?;
     record(&mut transaction, &actor, "job.retried", &job).await?;
     let job = jobs::get(&mut transaction, id).await?.ok_or(Error::NotFound("such job"))?;
+    idempotency::note_effect(&mut transaction).await?;
     transaction.commit().await?;
     world.accelerator.tell_job_waits().await;
     Ok(job)
@@ -92,6 +94,7 @@ pub async fn cancel(world: &World, caller: &Caller, id: JobId) -> Result<Job, Er
     }
     record(&mut transaction, &actor, "job.cancel_requested", &job).await?;
     let job = jobs::get(&mut transaction, id).await?.ok_or(Error::NotFound("such job"))?;
+    idempotency::note_effect(&mut transaction).await?;
     transaction.commit().await?;
     Ok(job)
 }

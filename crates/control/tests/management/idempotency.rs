@@ -2,7 +2,8 @@
 
 use loomworks_control::access::{Caller, Identity, Scope};
 use loomworks_control::idempotency::{self, Answer, Attempt, Begun};
-use loomworks_control::{Error, World};
+use loomworks_control::work::rotate_credentials::RotateCredentials;
+use loomworks_control::{Error, World, jobs};
 use sqlx::Row;
 
 use super::tenant;
@@ -68,6 +69,60 @@ async fn the_answer_is_repeated_to_the_same_request_of_the_same_caller_only() {
 }
 
 #[tokio::test]
+async fn an_answer_to_what_changed_nothing_is_not_kept() {
+    let world = Installation::new().process().await;
+    let one = caller(Scope::Operator);
+    let first = attempt(&world, &one).await;
+    idempotency::finish(&world, &first, Some(&answer(200))).await.expect("finish");
+    let sql = "SELECT count(*) FROM idempotency_keys WHERE caller = $1";
+    let kept: i64 =
+        sqlx::query_scalar(sql).bind(name_of(&one)).fetch_one(&world.db.platform).await.expect("look");
+    assert_eq!(kept, 0);
+    attempt(&world, &one).await;
+}
+
+#[tokio::test]
+async fn nobody_has_answers_kept_without_end() {
+    let world = Installation::new().process().await;
+    let (one, other) = (caller(Scope::Operator), caller(Scope::Operator));
+    let known = attempt(&world, &one).await;
+    let sql = "INSERT INTO idempotency_keys (caller, key, request, body_mac, attempt, lease_until)
+               SELECT $1, n::text, '', '', gen_random_uuid(), now() FROM generate_series(2, $2) n";
+    sqlx::query(sql)
+        .bind(name_of(&one))
+        .bind(idempotency::KEYS_MAX)
+        .execute(&world.db.platform)
+        .await
+        .expect("use them up");
+    let next = idempotency::begin(&world, &one, "one more", "POST /v1/things", b"").await.expect("begin");
+    assert!(matches!(next, Begun::TooMany), "{next:?}");
+    assert!(matches!(begin(&world, &other, "{}").await, Begun::Now(_)), "another caller has his own");
+    // What is known is known, and can be carried out anew.
+    assert!(matches!(begin(&world, &one, "{}").await, Begun::Running));
+    idempotency::finish(&world, &known, None).await.expect("finish");
+    attempt(&world, &one).await;
+}
+
+#[tokio::test]
+async fn a_password_in_a_body_cannot_be_guessed_from_what_is_kept() {
+    let installation = Installation::new();
+    let (world, again) = (installation.process().await, installation.process().await);
+    let one = caller(Scope::Operator);
+    let body = "{\"password\":\"correct horse\"}";
+    assert!(matches!(begin(&world, &one, body).await, Begun::Now(_)));
+    let kept: Vec<u8> = sqlx::query_scalar("SELECT body_mac FROM idempotency_keys WHERE caller = $1")
+        .bind(name_of(&one))
+        .fetch_one(&world.db.platform)
+        .await
+        .expect("look");
+    assert_ne!(kept, ring::digest::digest(&ring::digest::SHA256, body.as_bytes()).as_ref());
+    assert!(
+        matches!(begin(&again, &one, body).await, Begun::Running),
+        "every process knows the request again"
+    );
+}
+
+#[tokio::test]
 async fn a_refusal_that_changed_nothing_does_not_use_the_key_up() {
     let world = Installation::new().process().await;
     let one = caller(Scope::Operator);
@@ -113,6 +168,30 @@ async fn a_tenants_own_transaction_notes_its_effect_too() {
     done.await.expect("commit");
     lease_runs_out(&world, &one).await;
     assert!(matches!(begin(&world, &one, "{}").await, Begun::AnswerLost));
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_or_tried_again_is_so_once() {
+    let world = Installation::new().process().await;
+    let (tenant, one) = (tenant(&world.db).await, caller(Scope::Operator));
+    let mut connection = world.db.platform.acquire().await.expect("connect");
+    let job = jobs::enqueue(&mut connection, &RotateCredentials { tenant }, "test").await.expect("enqueue");
+    for key in ["cancel", "retry"] {
+        let request =
+            async || idempotency::begin(&world, &one, key, "POST /v1/jobs", b"").await.expect("begin");
+        let Begun::Now(first) = request().await else { panic!("{key} is known") };
+        idempotency::within(first.clone(), async {
+            match key {
+                "cancel" => jobs::cancel(&world, &one, job).await,
+                _ => jobs::retry(&world, &one, job).await,
+            }
+        })
+        .await
+        .expect("do it");
+        idempotency::finish(&world, &first, Some(&answer(200))).await.expect("finish");
+        let repeated = request().await;
+        assert!(matches!(repeated, Begun::Answered(_)), "{key}: {repeated:?}");
+    }
 }
 
 #[tokio::test]
