@@ -31,7 +31,8 @@ GRANT SELECT (id, tenant_id, scope, name, prefix, permissions, environment, crea
       INSERT, UPDATE (revoked_at, expires_at)
     ON api_keys TO loomworks_api;
 
--- Every process that believes a key is told when it changes, by whatever way it was changed.
+-- Every process that believes a key is told when it changes, by whatever way it was changed. Only then: whatever is
+-- announced makes all of them look again.
 CREATE FUNCTION announce_api_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('loomworks_keys', OLD.id::text);
@@ -39,8 +40,10 @@ BEGIN
 END
 $$;
 CREATE TRIGGER announce_api_key
-    AFTER UPDATE OF tenant_id, scope, permissions, hash, mac, revoked_at, expires_at OR DELETE ON api_keys
-    FOR EACH ROW EXECUTE FUNCTION announce_api_key();
+    AFTER UPDATE OF tenant_id, scope, permissions, hash, mac, revoked_at, expires_at ON api_keys
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION announce_api_key();
+CREATE TRIGGER announce_api_key_gone
+    AFTER DELETE ON api_keys FOR EACH ROW EXECUTE FUNCTION announce_api_key();
 
 -- Idempotency keys -------------------------------------------------------------------------------------------------
 

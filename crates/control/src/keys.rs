@@ -4,7 +4,9 @@
 //! without any bcrypt. What was checked is kept in the [`KeyRing`]; a key that is revoked or changed is announced by
 //! the database to every process, which forgets it ([`watch`]).
 
+mod hashing;
 mod ring;
+mod turns;
 pub mod watch;
 
 use std::time::Duration;
@@ -60,15 +62,15 @@ pub async fn authenticate(world: &World, text: &str) -> Result<Caller, Error> {
     if let Some(caller) = world.keys.trusted(&mac) {
         return Ok(caller);
     }
-    let _alone = world.keys.look_alone(&mac).await;
+    let _alone = world.keys.look_alone(&mac).await?;
     if let Some(caller) = world.keys.trusted(&mac) {
         return Ok(caller);
     }
     let before = world.keys.generation();
     let stored = keys::find(&world.db.platform, &mac).await?.ok_or(Error::Unauthenticated)?;
     if world.keys.proven(&mac).as_deref() != Some(&*stored.hash) {
-        let hash = stored.hash.clone();
-        if !world.keys.hash(move || bcrypt::verify(key.expose_secret(), &hash)).await? {
+        let (owner, hash) = (stored.tenant_id.map(TenantId), stored.hash.clone());
+        if !world.keys.check(owner, move || bcrypt::verify(key.expose_secret(), &hash)).await? {
             return Err(Error::Unauthenticated);
         }
     }
@@ -169,7 +171,7 @@ async fn create(world: &World, owner: &Owner<'_>, wanted: &Wanted) -> Result<(Ke
         expires_at: wanted.expires_at,
         replaces: None,
     };
-    let sealed = seal(world, wanted.environment).await?;
+    let sealed = seal(world, owner.tenant(), wanted.environment).await?;
     let mut scoped = owner.begin(world).await?;
     let info = insert(world, &mut scoped, &new, &sealed).await?;
     let detail = json!({ "key": info.id, "prefix": info.prefix, "scope": info.scope,
@@ -235,7 +237,10 @@ pub async fn revoke_of_platform(world: &World, operator: &Operator, id: ApiKeyId
 async fn end(world: &World, owner: &Owner<'_>, id: ApiKeyId) -> Result<(), Error> {
     let mut scoped = owner.begin(world).await?;
     let key = keys::get(&mut scoped, owner.tenant(), id).await?.ok_or(Error::NotFound("such key"))?;
-    keys::revoke(&mut scoped, owner.tenant(), id).await?;
+    if !keys::revoke(&mut scoped, owner.tenant(), id).await? {
+        // It was revoked before, and every process has been told.
+        return Ok(());
+    }
     let detail = json!({ "key": id, "prefix": key.prefix });
     audit::record(&mut scoped, owner.actor(), "api_key.revoked", owner.tenant(), detail).await?;
     scoped.commit().await?;
@@ -276,7 +281,7 @@ async fn replace(
     let old = may_have(&mut scoped, owner, id).await?;
     drop(scoped);
     let environment = environment(&old.environment)?;
-    let sealed = seal(world, environment).await?;
+    let sealed = seal(world, owner.tenant(), environment).await?;
 
     let mut scoped = owner.begin(world).await?;
     if !keys::expire_in(&mut scoped, id, overlap_minutes).await? {
@@ -333,7 +338,7 @@ pub fn environment(name: &str) -> Result<Environment, Error> {
 pub async fn renew_platform_key(world: &World, scope: &str, name: &str) -> Result<ApiKey, Error> {
     let odd = || Error::Internal(format!("the platform has no keys of scope `{scope}`"));
     let scope = Scope::of_row(scope, None).ok_or_else(odd)?;
-    let sealed = seal(world, Environment::Live).await?;
+    let sealed = seal(world, None, Environment::Live).await?;
     let mut transaction = world.db.platform.begin().await?;
     keys::revoke_platform_keys(&mut transaction, scope.as_str(), name).await?;
     let new = Draft {
@@ -366,10 +371,10 @@ struct Draft<'a> {
     replaces: Option<ApiKeyId>,
 }
 
-async fn seal(world: &World, environment: Environment) -> Result<Sealed, Error> {
+async fn seal(world: &World, owner: Option<TenantId>, environment: Environment) -> Result<Sealed, Error> {
     let key = ApiKey::from_random(environment, &random());
     let text = key.clone();
-    let hash = world.keys.hash(move || bcrypt::hash(text.expose_secret(), BCRYPT_COST)).await?;
+    let hash = world.keys.make(owner, move || bcrypt::hash(text.expose_secret(), BCRYPT_COST)).await?;
     Ok(Sealed { key, hash })
 }
 

@@ -147,15 +147,15 @@ pub async fn get(
         .await
 }
 
-/// `Ok(false)`: there is no such key.
+/// `Ok(false)`: there is no such key, or it was revoked before.
 pub async fn revoke(
     connection: &mut PgConnection,
     tenant: Option<TenantId>,
     id: ApiKeyId,
 ) -> sqlx::Result<bool> {
     sqlx::query(
-        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
-         WHERE tenant_id IS NOT DISTINCT FROM $1 AND id = $2",
+        "UPDATE api_keys SET revoked_at = now()
+         WHERE tenant_id IS NOT DISTINCT FROM $1 AND id = $2 AND revoked_at IS NULL",
     )
     .bind(tenant.map(|tenant| tenant.0))
     .bind(id.0)

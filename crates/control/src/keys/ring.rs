@@ -5,7 +5,8 @@
 //! checked again only if that is another one.
 //!
 //! A key that is revoked meanwhile must not come back: whoever asks the database notes the [`Generation`] before, and
-//! what was learnt is kept only if no key has changed since.
+//! who holds the key is believed later only if no key has changed since. That the key fits its hash stays true and is
+//! kept all the same, so that nobody can have other people's keys hashed again and again by changing his own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -14,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use loomworks_core::ExposeSecret;
 use loomworks_core::api_key::ApiKey;
-use loomworks_core::ids::ApiKeyId;
-use tokio::sync::Semaphore;
+use loomworks_core::ids::{ApiKeyId, TenantId};
+use tokio::time::timeout;
 
+use super::hashing::{Hashing, TURN_MAX};
+use super::turns::{Turn, Turns};
 use crate::access::{Caller, Identity};
 use crate::credentials::MasterKey;
 use crate::error::Error;
@@ -32,8 +35,6 @@ const SHARDS: usize = 64;
 /// Some 65,000 keys in all, at about 300 bytes each.
 const KEYS_A_SHARD_MAX: usize = 1024;
 
-const LOOKING_MAX: usize = 4096;
-
 pub(super) type Mac = [u8; 32];
 
 /// How many changes of keys this process has heard of.
@@ -48,13 +49,16 @@ struct Ring {
     pepper: ring::hmac::Key,
     shards: [RwLock<HashMap<Mac, Known>>; SHARDS],
     /// The keys that are being looked up, so that a burst of requests with one costs one look.
-    looking: Mutex<HashMap<Mac, Arc<tokio::sync::Mutex<()>>>>,
+    looking: Turns<Mac>,
     generation: AtomicU64,
     hearing: AtomicBool,
     used: Mutex<Vec<ApiKeyId>>,
     began: Instant,
-    /// bcrypt takes 50 milliseconds of a core: half of the cores at most, so that new keys do not stop the old ones.
-    hashing: Semaphore,
+    /// bcrypt takes 50 milliseconds of a core: half of the cores at most, so that keys that are new here do not stop
+    /// those that are known.
+    checking: Hashing,
+    /// One at a time and apart, so that making keys keeps nobody from using his.
+    making: Hashing,
     hashed: AtomicU64,
 }
 
@@ -74,12 +78,13 @@ impl KeyRing {
         Self(Arc::new(Ring {
             pepper: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, master_key.pepper()),
             shards: std::array::from_fn(|_| RwLock::default()),
-            looking: Mutex::default(),
+            looking: Turns::default(),
             generation: AtomicU64::new(0),
             hearing: AtomicBool::new(false),
             used: Mutex::default(),
             began: Instant::now(),
-            hashing: Semaphore::new((cores / 2).clamp(1, 4)),
+            checking: Hashing::new((cores / 2).clamp(1, 4), TURN_MAX),
+            making: Hashing::new(1, TURN_MAX),
             hashed: AtomicU64::new(0),
         }))
     }
@@ -116,7 +121,8 @@ impl KeyRing {
         Generation(self.0.generation.load(Ordering::SeqCst))
     }
 
-    /// Keeps what was found out, unless a key was changed since `before`.
+    /// Keeps what was found out. If a key was changed since `before` it may have been this one: then the next request
+    /// with it asks the database again.
     pub(super) fn trust(
         &self,
         before: Generation,
@@ -129,7 +135,7 @@ impl KeyRing {
         let hearing = self.0.hearing.load(Ordering::SeqCst);
         let trusted_for = if hearing { TRUSTED_FOR } else { TRUSTED_UNHEARD };
         let until = now + good_for.map_or(trusted_for, |left| left.min(trusted_for));
-        let known = Known { caller, until, hash: hash.into(), use_noted: AtomicU32::new(0) };
+        let mut known = Known { caller, until, hash: hash.into(), use_noted: AtomicU32::new(0) };
         let mut shard = self.write(&mac);
         if let Some(former) = shard.get(&mac) {
             known.use_noted.store(former.use_noted.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -137,7 +143,7 @@ impl KeyRing {
         self.note_use(&known, now);
         // Looked at under the lock under which keys are forgotten.
         if self.generation() != before {
-            return;
+            known.until = now;
         }
         if !shard.contains_key(&mac) && shard.len() >= KEYS_A_SHARD_MAX {
             // Any one: it costs its holder one look, and a full shard no search.
@@ -188,29 +194,34 @@ impl KeyRing {
     }
 
     /// Waits for whoever looks the same key up, and keeps others waiting until the result is dropped.
-    pub(super) async fn look_alone(&self, mac: &Mac) -> Looking {
-        let alone = {
-            let mut looking = lock(&self.0.looking);
-            // Left by those who went away while they waited.
-            if looking.len() >= LOOKING_MAX {
-                looking.retain(|_, alone| Arc::strong_count(alone) > 1);
-            }
-            looking.entry(*mac).or_default().clone()
-        };
-        let guard = alone.lock_owned().await;
-        Looking { ring: self.clone(), mac: *mac, guard: Some(guard) }
+    pub(super) async fn look_alone(&self, mac: &Mac) -> Result<Turn<Mac>, Error> {
+        let turn = timeout(TURN_MAX, self.0.looking.take(*mac)).await;
+        turn.map_err(|_| Error::Throttled { seconds: 1 })
     }
 
-    /// Runs bcrypt: not on the threads that serve, and not on all cores.
-    pub(super) async fn hash<T: Send + 'static>(
+    /// Checks a key of this owner with bcrypt.
+    pub(super) async fn check(
         &self,
-        work: impl FnOnce() -> Result<T, bcrypt::BcryptError> + Send + 'static,
-    ) -> Result<T, Error> {
-        let internal = |error: &dyn std::error::Error| Error::Internal(error.to_string());
-        let _turn = self.0.hashing.acquire().await.map_err(|error| internal(&error))?;
+        owner: Option<TenantId>,
+        work: impl FnOnce() -> Result<bool, bcrypt::BcryptError> + Send + 'static,
+    ) -> Result<bool, Error> {
+        let ring = self.clone();
+        self.0.checking.run(owner, move || ring.count(work)).await
+    }
+
+    /// Makes the hash of a new key for this owner with bcrypt.
+    pub(super) async fn make(
+        &self,
+        owner: Option<TenantId>,
+        work: impl FnOnce() -> Result<String, bcrypt::BcryptError> + Send + 'static,
+    ) -> Result<String, Error> {
+        let ring = self.clone();
+        self.0.making.run(owner, move || ring.count(work)).await
+    }
+
+    fn count<T>(&self, work: impl FnOnce() -> T) -> T {
         self.0.hashed.fetch_add(1, Ordering::Relaxed);
-        let joined = tokio::task::spawn_blocking(work).await;
-        joined.map_err(|error| internal(&error))?.map_err(|error| internal(&error))
+        work()
     }
 
     fn shard(&self, mac: &Mac) -> &RwLock<HashMap<Mac, Known>> {
@@ -223,24 +234,6 @@ impl KeyRing {
 
     fn write(&self, mac: &Mac) -> RwLockWriteGuard<'_, HashMap<Mac, Known>> {
         self.shard(mac).write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The turn to look one key up.
-pub(super) struct Looking {
-    ring: KeyRing,
-    mac: Mac,
-    guard: Option<tokio::sync::OwnedMutexGuard<()>>,
-}
-
-impl Drop for Looking {
-    fn drop(&mut self) {
-        self.guard.take();
-        let mut looking = lock(&self.ring.0.looking);
-        // Nobody waits: two holders would be the map and whoever does.
-        if looking.get(&self.mac).is_some_and(|alone| Arc::strong_count(alone) == 1) {
-            looking.remove(&self.mac);
-        }
     }
 }
 
@@ -272,12 +265,15 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_changed_while_it_was_looked_up_is_not_kept() {
+    fn a_key_that_was_looked_up_while_one_changed_is_looked_up_again_and_not_hashed_again() {
         let (ring, id) = (ring(), ApiKeyId::random());
-        let before = ring.generation();
-        ring.forget(id);
-        ring.trust(before, [1; 32], caller(id), "hash", None);
-        assert!(ring.trusted(&[1; 32]).is_none());
+        for changed in [id, ApiKeyId::random()] {
+            let before = ring.generation();
+            ring.forget(changed);
+            ring.trust(before, [1; 32], caller(id), "hash", None);
+            assert!(ring.trusted(&[1; 32]).is_none());
+            assert_eq!(ring.proven(&[1; 32]).as_deref(), Some("hash"));
+        }
         ring.trust(ring.generation(), [1; 32], caller(id), "hash", None);
         assert!(ring.trusted(&[1; 32]).is_some());
         ring.forget(id);
@@ -320,19 +316,5 @@ mod tests {
         }
         assert_eq!(ring.take_used(), [id]);
         assert_eq!(ring.take_used(), []);
-    }
-
-    #[tokio::test]
-    async fn nothing_is_left_of_those_who_looked() {
-        let ring = ring();
-        let first = ring.look_alone(&[1; 32]).await;
-        let second = tokio::spawn({
-            let ring = ring.clone();
-            async move { drop(ring.look_alone(&[1; 32]).await) }
-        });
-        tokio::task::yield_now().await;
-        drop(first);
-        second.await.unwrap();
-        assert!(lock(&ring.0.looking).is_empty());
     }
 }

@@ -10,6 +10,7 @@ use loomworks_core::ExposeSecret;
 use loomworks_core::api_key::{ApiKey, Environment};
 use loomworks_core::time;
 use sqlx::Row;
+use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -85,6 +86,40 @@ async fn a_revocation_in_one_process_is_seen_in_every_other() {
     keys::revoke(&one, &granted, info.id).await.expect("revoke");
     assert!(!is_let_in(&one, &key).await, "at once where it was revoked");
     until("the other process refuses it", async || !is_let_in(&other, &key).await).await;
+}
+
+#[tokio::test]
+async fn a_key_that_was_revoked_is_not_revoked_again() {
+    let world = Installation::new().process().await;
+    let granted = admin(&world, tenant(&world.db).await).await;
+    let (info, _) = make(&world, &granted, &wanted("tenant_user")).await;
+    let channel = loomworks_control::db::keys::CHANNEL;
+    let mut listener = PgListener::connect_with(&world.db.platform).await.expect("connect");
+    listener.listen(channel).await.expect("listen");
+    for _ in 0..3 {
+        keys::revoke(&world, &granted, info.id).await.expect("revoke");
+    }
+    let sql = "UPDATE api_keys SET revoked_at = revoked_at, permissions = permissions WHERE id = $1";
+    sqlx::query(sql).bind(info.id.0).execute(&world.db.platform).await.expect("change nothing");
+    sqlx::query("SELECT pg_notify($1, $2)")
+        .bind(channel)
+        .bind(format!("after {}", info.id))
+        .execute(&world.db.platform)
+        .await
+        .expect("end");
+    let mut told = 0;
+    loop {
+        let heard = listener.recv().await.expect("hear").payload().to_owned();
+        if heard == format!("after {}", info.id) {
+            break;
+        }
+        told += u32::from(heard == info.id.to_string());
+    }
+    assert_eq!(told, 1, "what changes nothing is announced to nobody");
+    let sql = "SELECT count(*) FROM audit WHERE action = 'api_key.revoked' AND detail->>'key' = $1";
+    let audited: i64 =
+        sqlx::query_scalar(sql).bind(info.id.to_string()).fetch_one(&world.db.platform).await.expect("look");
+    assert_eq!(audited, 1);
 }
 
 #[tokio::test]
