@@ -340,7 +340,7 @@ pub async fn renew_platform_key(world: &World, scope: &str, name: &str) -> Resul
     let scope = Scope::of_row(scope, None).ok_or_else(odd)?;
     let sealed = seal(world, None, Environment::Live).await?;
     let mut transaction = world.db.platform.begin().await?;
-    keys::revoke_platform_keys(&mut transaction, scope.as_str(), name).await?;
+    let revoked = keys::revoke_platform_keys(&mut transaction, scope.as_str(), name).await?;
     let new = Draft {
         scope,
         permissions: Permission::of(scope),
@@ -350,7 +350,10 @@ pub async fn renew_platform_key(world: &World, scope: &str, name: &str) -> Resul
         expires_at: None,
         replaces: None,
     };
-    insert(world, &mut transaction, &new, &sealed).await?;
+    let info = insert(world, &mut transaction, &new, &sealed).await?;
+    let detail = json!({ "key": info.id, "prefix": info.prefix, "scope": info.scope, "name": info.name,
+        "permissions": info.permissions, "revoked": revoked });
+    audit::record(&mut transaction, new.created_by, "api_key.renewed", None, detail).await?;
     transaction.commit().await?;
     Ok(sealed.key)
 }

@@ -187,19 +187,18 @@ pub async fn record_use(pool: &PgPool, ids: &[Uuid]) -> sqlx::Result<()> {
         .map(drop)
 }
 
-/// Revokes the platform's keys of this scope and name.
+/// Revokes the platform's keys of this scope and name; says which ones.
 pub async fn revoke_platform_keys(
     connection: &mut PgConnection,
     scope: &str,
     name: &str,
-) -> sqlx::Result<()> {
-    sqlx::query(
+) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar(
         "UPDATE api_keys SET revoked_at = now()
-         WHERE tenant_id IS NULL AND scope = $1 AND name = $2 AND revoked_at IS NULL",
+         WHERE tenant_id IS NULL AND scope = $1 AND name = $2 AND revoked_at IS NULL RETURNING id",
     )
     .bind(scope)
     .bind(name)
-    .execute(connection)
+    .fetch_all(connection)
     .await
-    .map(drop)
 }

@@ -8,7 +8,9 @@ use loomworks_control::page::Asked;
 use loomworks_control::{Error, World};
 use loomworks_core::ExposeSecret;
 use loomworks_core::api_key::{ApiKey, Environment};
+use loomworks_core::ids::TenantId;
 use loomworks_core::time;
+use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
@@ -120,6 +122,21 @@ async fn a_key_that_was_revoked_is_not_revoked_again() {
     let audited: i64 =
         sqlx::query_scalar(sql).bind(info.id.to_string()).fetch_one(&world.db.platform).await.expect("look");
     assert_eq!(audited, 1);
+}
+
+#[tokio::test]
+async fn a_key_that_the_platform_makes_for_itself_is_in_the_audit_log() {
+    let world = Installation::new().process().await;
+    let name = TenantId::random().to_string();
+    let first = keys::renew_platform_key(&world, "gateway", &name).await.expect("make it");
+    let second = keys::renew_platform_key(&world, "gateway", &name).await.expect("make it anew");
+    assert!(!is_let_in(&world, &first).await && is_let_in(&world, &second).await);
+    let sql =
+        "SELECT detail FROM audit WHERE action = 'api_key.renewed' AND detail->>'name' = $1 ORDER BY id";
+    let lines: Vec<Value> =
+        sqlx::query_scalar(sql).bind(&name).fetch_all(&world.db.platform).await.expect("look");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!((&lines[0]["revoked"], &lines[1]["revoked"]), (&json!([]), &json!([lines[0]["key"]])));
 }
 
 #[tokio::test]
