@@ -10,6 +10,8 @@ ALTER TABLE api_keys
     ADD COLUMN expires_at   timestamptz,
     -- To the minute: written in batches, never by the request that uses the key.
     ADD COLUMN last_used_at timestamptz,
+    -- When people were told that it ends soon.
+    ADD COLUMN end_told_at  timestamptz,
     -- The key that this one was made to replace.
     ADD COLUMN replaces     uuid REFERENCES api_keys ON DELETE SET NULL;
 
@@ -24,6 +26,7 @@ ALTER TABLE api_keys
         CASE scope WHEN 'gateway' THEN permissions = '{}' WHEN 'tenant_user' THEN NOT 'manage' = ANY (permissions)
                    ELSE true END);
 CREATE INDEX api_keys_of_tenant ON api_keys (tenant_id, created_at DESC, id DESC);
+CREATE INDEX api_keys_that_replace ON api_keys (replaces) WHERE replaces IS NOT NULL;
 
 -- A tenant's own people look after their own keys. What proves a key (hash, mac) they can write and not read.
 GRANT SELECT (id, tenant_id, scope, name, prefix, permissions, environment, created_by, created_at, revoked_at,

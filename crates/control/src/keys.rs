@@ -4,6 +4,7 @@
 //! without any bcrypt. What was checked is kept in the [`KeyRing`]; a key that is revoked or changed is announced by
 //! the database to every process, which forgets it ([`watch`]).
 
+pub mod expiry;
 mod hashing;
 mod ring;
 mod turns;

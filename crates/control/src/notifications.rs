@@ -35,6 +35,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     ("tenant.destroyed", "the tenant and its data are gone"),
     ("tenant.destruction_stopped", "destroying a tenant could not go on; for operators"),
     ("export.ready", "an export of everything about the tenant can be fetched"),
+    ("api_key.expires_soon", "an API key that nobody has rotated expires within seven days"),
     ("credentials.rotated", "the tenant's database password is another one"),
     ("fleet_migration.ended", "a migration of many tenants' databases has ended, stopped or failed"),
     ("job.failed", "a job failed for good"),

@@ -187,6 +187,22 @@ pub async fn record_use(pool: &PgPool, ids: &[Uuid]) -> sqlx::Result<()> {
         .map(drop)
 }
 
+/// Takes keys that end within so many days and of which nobody was told, and notes that somebody is: those that were
+/// made for longer than that and that no other key replaces.
+pub async fn take_ending(connection: &mut PgConnection, days: i32, rows: i64) -> sqlx::Result<Vec<KeyInfo>> {
+    let sql = format!(
+        "UPDATE api_keys SET end_told_at = now() WHERE id IN (
+             SELECT id FROM api_keys k
+             WHERE end_told_at IS NULL AND revoked_at IS NULL AND expires_at > now()
+             AND expires_at < now() + make_interval(days => $1)
+             AND expires_at > created_at + make_interval(days => $1)
+             AND NOT EXISTS (SELECT FROM api_keys newer WHERE newer.replaces = k.id)
+             ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+         RETURNING {COLUMNS}"
+    );
+    sqlx::query_as(AssertSqlSafe(sql)).bind(days).bind(rows).fetch_all(connection).await
+}
+
 /// Revokes the platform's keys of this scope and name; says which ones.
 pub async fn revoke_platform_keys(
     connection: &mut PgConnection,

@@ -1,4 +1,5 @@
-//! Removing what nobody will look at any more: jobs and deliveries that ended long ago, old notifications.
+//! The nightly round: telling of API keys that end soon, and removing what nobody will look at any more: jobs and
+//! deliveries that ended long ago, old notifications.
 
 use loomworks_core::ids::TenantId;
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,7 @@ use serde_json::json;
 use crate::World;
 use crate::db::{jobs, notifications, webhooks};
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
+use crate::keys::expiry;
 
 /// How long a job that has ended can be looked at.
 pub const JOBS_KEPT_DAYS: i32 = 30;
@@ -26,6 +28,7 @@ pub struct Sweep {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    Keys,
     Jobs { removed: u64 },
     Notifications { jobs: u64, removed: u64 },
     Deliveries { jobs: u64, notifications: u64, removed: u64 },
@@ -45,12 +48,13 @@ impl Work for Sweep {
     }
 
     fn first(&self) -> Step {
-        Step::Jobs { removed: 0 }
+        Step::Keys
     }
 
     fn progress(step: &Step) -> Progress {
         match step {
-            Step::Jobs { .. } => Progress { percent: 0, words: "removing old jobs" },
+            Step::Keys => Progress { percent: 0, words: "telling of keys that end soon" },
+            Step::Jobs { .. } => Progress { percent: 20, words: "removing old jobs" },
             Step::Notifications { .. } => Progress { percent: 50, words: "removing old notifications" },
             Step::Deliveries { .. } => Progress { percent: 75, words: "removing old deliveries to webhooks" },
         }
@@ -60,6 +64,10 @@ impl Work for Sweep {
         let mut mgmt = world.db.platform.acquire().await?;
         // What it counts is for people: a thousand that are removed before a crash are counted by nobody.
         Ok(match *step {
+            Step::Keys => match expiry::tell(&mut mgmt, ROWS).await? {
+                0 => Then::Next(Step::Jobs { removed: 0 }),
+                _ => Then::Next(Step::Keys),
+            },
             Step::Jobs { removed } => match jobs::remove_finished(&mut mgmt, JOBS_KEPT_DAYS, ROWS).await? {
                 0 => Then::Next(Step::Notifications { jobs: removed, removed: 0 }),
                 more => Then::Next(Step::Jobs { removed: removed + more }),

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use loomworks_control::access::{Granted, Permission};
 use loomworks_control::db::keys::KeyInfo;
-use loomworks_control::keys::{self, Wanted};
+use loomworks_control::keys::{self, Wanted, expiry};
 use loomworks_control::page::Asked;
 use loomworks_control::{Error, World};
 use loomworks_core::ExposeSecret;
@@ -137,6 +137,37 @@ async fn a_key_that_the_platform_makes_for_itself_is_in_the_audit_log() {
         sqlx::query_scalar(sql).bind(&name).fetch_all(&world.db.platform).await.expect("look");
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert_eq!((&lines[0]["revoked"], &lines[1]["revoked"]), (&json!([]), &json!([lines[0]["key"]])));
+}
+
+#[tokio::test]
+async fn people_are_told_once_of_a_key_that_ends_soon() {
+    let world = Installation::new().process().await;
+    let granted = admin(&world, tenant(&world.db).await).await;
+    let in_days = |days: i64| Some(time::now() + SignedDuration::from_hours(24 * days));
+    let key = async |name: &str, days| {
+        let wanted = Wanted {
+            name: name.parse().expect("a name"),
+            expires_at: in_days(days),
+            ..wanted("tenant_user")
+        };
+        make(&world, &granted, &wanted).await.0.id
+    };
+    let (soon, rotated) = (key("soon", 30).await, key("rotated", 30).await);
+    key("later", 60).await;
+    key("made for three days", 3).await;
+    keys::rotate(&world, &granted, rotated, 60).await.expect("rotate");
+    let sql = "UPDATE api_keys SET created_at = created_at - interval '25 days', expires_at = expires_at - interval '25 days'
+               WHERE id = ANY($1)";
+    sqlx::query(sql).bind([soon.0, rotated.0]).execute(&world.db.platform).await.expect("let time pass");
+    let mut connection = world.db.platform.acquire().await.expect("connect");
+    for _ in 0..2 {
+        expiry::tell(&mut connection, 1000).await.expect("tell");
+    }
+    let sql = "SELECT message FROM notifications WHERE tenant_id = $1 AND event = 'api_key.expires_soon'";
+    let told: Vec<String> =
+        sqlx::query_scalar(sql).bind(granted.tenant().0).fetch_all(&mut *connection).await.expect("look");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("the API key `soon` (frt_live_"), "{told:?}");
 }
 
 #[tokio::test]
