@@ -2,7 +2,7 @@
 //!
 //! Sampling is apart from scraping, so that however many scrape, the management database is asked once in a while.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use metrics::{Label, Unit};
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::World;
+use crate::db::jobs::Queue;
 use crate::db::{audit as audit_rows, metrics as rows};
 use crate::error::{Error, chain};
 
@@ -41,12 +42,17 @@ pub const BUILD: Metric =
 pub const JOBS: Metric = gauge("loomworks_jobs", Unit::Count, "Unfinished jobs by kind and state.");
 pub const JOBS_FAILED: Metric =
     gauge("loomworks_jobs_failed_last_day", Unit::Count, "Jobs that failed for good in the last 24 hours.");
-pub const OLDEST_JOB: Metric = gauge(
-    "loomworks_job_oldest_waiting_seconds",
+pub const JOB_AGE: Metric = gauge(
+    "loomworks_job_age_seconds",
     Unit::Seconds,
-    "For how long the job that is due longest has waited for a worker.",
+    "Age of the oldest job by state and queue: waiting since it was due, running since it was asked for; 0 without one.",
 );
 pub const TENANTS: Metric = gauge("loomworks_tenants", Unit::Count, "Tenants by state.");
+pub const QUOTAS: Metric = gauge(
+    "loomworks_quota_tenants",
+    Unit::Count,
+    "Tenants by how much of a quota they have used when it was last measured.",
+);
 pub const POOL: Metric = gauge(
     "loomworks_db_pool_connections",
     Unit::Count,
@@ -98,8 +104,9 @@ pub const ALL: &[Metric] = &[
     BUILD,
     JOBS,
     JOBS_FAILED,
-    OLDEST_JOB,
+    JOB_AGE,
     TENANTS,
+    QUOTAS,
     POOL,
     POOL_MAX,
     POSTGRESQL,
@@ -140,7 +147,10 @@ pub async fn run(world: World, mut stop: watch::Receiver<bool>) {
                 warn!(error = chain(&error), "the platform could not be measured; it will be again");
                 false
             }
-            Err(_) => false,
+            Err(_) => {
+                warn!("the platform could not be measured in time; it will be again");
+                false
+            }
         };
         gauges.set(POSTGRESQL, &[], if answers { 1.0 } else { 0.0 });
         let _ = tokio::time::timeout(SAMPLED_EVERY, stop.wait_for(|stop| *stop)).await;
@@ -158,17 +168,19 @@ fn pools(world: &World, gauges: &mut Gauges) {
 
 async fn sample(world: &World, gauges: &mut Gauges) -> Result<(), Error> {
     let mut mgmt = world.db.platform.acquire().await?;
-    gauges.begin(JOBS);
-    for (kind, state, count) in rows::unfinished_jobs(&mut mgmt).await? {
-        gauges.set(JOBS, &[("kind", &kind), ("state", &state)], count as f64);
-    }
-    gauges.begin(TENANTS);
-    for (state, count) in rows::tenants(&mut mgmt).await? {
-        gauges.set(TENANTS, &[("state", &state)], count as f64);
-    }
-    let (failed, oldest) = rows::job_troubles(&mut mgmt).await?;
-    gauges.set(JOBS_FAILED, &[], failed as f64);
-    gauges.set(OLDEST_JOB, &[], oldest);
+    let jobs = rows::unfinished_jobs(&mut mgmt).await?;
+    gauges.set_all(
+        JOBS,
+        ["kind", "state"],
+        jobs.into_iter().map(|(kind, state, n)| ([kind, state], n as f64)),
+    );
+    gauges.set_all(JOB_AGE, ["state", "queue"], ages(rows::oldest_jobs(&mut mgmt).await?));
+    let tenants = rows::tenants(&mut mgmt).await?;
+    gauges.set_all(TENANTS, ["state"], tenants.into_iter().map(|(state, n)| ([state], n as f64)));
+    let levels = rows::storage_levels(&mut mgmt).await?;
+    let levels = levels.into_iter().map(|(level, n)| (["storage".to_owned(), level], n as f64));
+    gauges.set_all(QUOTAS, ["quota", "level"], levels);
+    gauges.set(JOBS_FAILED, &[], rows::failed_jobs(&mut mgmt).await? as f64);
     let (age, failing) = rows::archiver(&mut mgmt).await?;
     gauges.set(ARCHIVE_AGE, &[], age);
     gauges.set(ARCHIVE_FAILING, &[], f64::from(u8::from(failing)));
@@ -183,31 +195,57 @@ async fn sample(world: &World, gauges: &mut Gauges) -> Result<(), Error> {
     Ok(())
 }
 
-/// The gauges that were set, so that one whose rows are gone becomes 0 and does not stand as it was for ever.
-#[derive(Default)]
-pub(crate) struct Gauges(HashMap<&'static str, Vec<Vec<Label>>>);
-
-impl Gauges {
-    /// All of a metric's label sets that are not set after this are 0.
-    pub(crate) fn begin(&mut self, metric: Metric) {
-        for labels in self.0.remove(metric.name).unwrap_or_default() {
-            metrics::gauge!(metric.name, labels).set(0.0);
+/// An age for each state and queue: a series that is not there says less than one that is 0.
+fn ages(oldest: Vec<(String, String, f64)>) -> Vec<([String; 2], f64)> {
+    let mut oldest: HashMap<_, _> =
+        oldest.into_iter().map(|(state, queue, age)| ([state, queue], age)).collect();
+    for state in ["waiting", "running"] {
+        for queue in Queue::ALL {
+            oldest.entry([state.to_owned(), queue.as_str().to_owned()]).or_insert(0.0);
         }
     }
+    oldest.into_iter().collect()
+}
 
-    pub(crate) fn set(&mut self, metric: Metric, labels: &[(&'static str, &str)], value: f64) {
-        let labels: Vec<Label> =
-            labels.iter().map(|(name, value)| Label::new(*name, value.to_string())).collect();
-        metrics::gauge!(metric.name, labels.clone()).set(value);
-        let known = self.0.entry(metric.name).or_default();
-        if !known.contains(&labels) {
-            known.push(labels);
+/// The gauges whose labels come from rows, so that one whose rows are gone becomes 0 and does not stand as it was for
+/// ever.
+#[derive(Default)]
+struct Gauges(HashMap<&'static str, HashSet<Vec<Label>>>);
+
+impl Gauges {
+    fn set(&mut self, metric: Metric, labels: &[(&'static str, &str)], value: f64) {
+        let labels = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned()));
+        metrics::gauge!(metric.name, labels.collect::<Vec<_>>()).set(value);
+    }
+
+    /// Sets all of a metric's series. Only those that are not among them any more are 0, and none is so in between:
+    /// whoever scrapes meanwhile reads what was or what is.
+    fn set_all<const N: usize>(
+        &mut self,
+        metric: Metric,
+        names: [&'static str; N],
+        rows: impl IntoIterator<Item = ([String; N], f64)>,
+    ) {
+        let mut there = HashSet::new();
+        for (values, value) in rows {
+            let labels: Vec<Label> =
+                names.into_iter().zip(values).map(|(name, value)| Label::new(name, value)).collect();
+            metrics::gauge!(metric.name, labels.clone()).set(value);
+            there.insert(labels);
+        }
+        let before = self.0.insert(metric.name, there).unwrap_or_default();
+        for labels in before.difference(&self.0[metric.name]) {
+            metrics::gauge!(metric.name, labels.clone()).set(0.0);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use metrics::{Key, KeyName, Metadata, SharedString};
+
     use super::*;
 
     #[test]
@@ -223,6 +261,59 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), ALL.len(), "a name is there twice");
+    }
+
+    /// Remembers what a gauge was set to, in order.
+    #[derive(Default)]
+    struct Sets(Arc<Mutex<Vec<(String, f64)>>>);
+
+    struct Series(String, Arc<Mutex<Vec<(String, f64)>>>);
+
+    impl metrics::GaugeFn for Series {
+        fn increment(&self, _: f64) {}
+        fn decrement(&self, _: f64) {}
+        fn set(&self, value: f64) {
+            self.1.lock().expect("the list").push((self.0.clone(), value));
+        }
+    }
+
+    impl metrics::Recorder for Sets {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> metrics::Counter {
+            metrics::Counter::noop()
+        }
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> metrics::Gauge {
+            let labels: Vec<&str> = key.labels().map(Label::value).collect();
+            metrics::Gauge::from_arc(Arc::new(Series(labels.join(" "), self.0.clone())))
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> metrics::Histogram {
+            metrics::Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn only_a_series_whose_rows_are_gone_becomes_nothing() {
+        let sets = Sets::default();
+        let mut gauges = Gauges::default();
+        metrics::with_local_recorder(&sets, || {
+            for states in [&["active", "draft"][..], &["active"], &["active"]] {
+                let rows = states.iter().map(|state| ([(*state).to_owned()], 1.0));
+                gauges.set_all(TENANTS, ["state"], rows);
+            }
+        });
+        let sets = sets.0.lock().expect("the list");
+        let sets: Vec<_> = sets.iter().map(|(state, value)| (state.as_str(), *value)).collect();
+        let wanted = [("active", 1.0), ("draft", 1.0), ("active", 1.0), ("draft", 0.0), ("active", 1.0)];
+        assert_eq!(sets, wanted, "a scrape in between reads no 0 of what is there");
+    }
+
+    #[test]
+    fn every_state_and_queue_has_an_age() {
+        let ages = ages(vec![("waiting".into(), "default".into(), 7.0)]);
+        assert_eq!(ages.len(), 6);
+        assert_eq!(ages.iter().map(|(_, age)| age).sum::<f64>(), 7.0);
     }
 
     #[test]

@@ -11,14 +11,34 @@ pub async fn unfinished_jobs(connection: &mut PgConnection) -> sqlx::Result<Vec<
     .await
 }
 
-/// Jobs that failed in the last day, and the seconds for which the job that is due longest has waited.
-pub async fn job_troubles(connection: &mut PgConnection) -> sqlx::Result<(i64, f64)> {
-    sqlx::query_as(
-        "SELECT (SELECT count(*) FROM jobs WHERE state = 'failed' AND finished_at > now() - interval '1 day'),
-             coalesce((SELECT extract(epoch FROM now() - min(run_at)) FROM jobs
-                       WHERE state = 'waiting' AND run_at <= now()), 0)::float8",
+/// Jobs that failed in the last day.
+pub async fn failed_jobs(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM jobs WHERE state = 'failed' AND finished_at > now() - interval '1 day'",
     )
     .fetch_one(connection)
+    .await
+}
+
+/// The oldest jobs that wait and are due, and the oldest that run: state, queue, seconds. One that is put back again
+/// and again is as old as when it was asked for while it runs.
+pub async fn oldest_jobs(connection: &mut PgConnection) -> sqlx::Result<Vec<(String, String, f64)>> {
+    sqlx::query_as(
+        "SELECT state, queue,
+             greatest(extract(epoch FROM now() - min(CASE state WHEN 'waiting' THEN run_at ELSE created_at END)), 0)::float8
+         FROM jobs WHERE state = 'waiting' AND run_at <= now() OR state = 'running' GROUP BY state, queue",
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// How full tenants' storage is: level, how many.
+pub async fn storage_levels(connection: &mut PgConnection) -> sqlx::Result<Vec<(String, i64)>> {
+    sqlx::query_as(
+        "SELECT level, count(tenant_id) FROM unnest(ARRAY['ok', 'nearly_full', 'full']) level
+         LEFT JOIN tenant_usage ON storage_level = level GROUP BY level",
+    )
+    .fetch_all(connection)
     .await
 }
 

@@ -7,6 +7,7 @@ mod jobs;
 mod keys;
 mod lifecycle;
 mod master_key;
+mod metrics;
 mod operators;
 mod rotation;
 mod row_security;
