@@ -105,6 +105,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
     const QUEUE: Queue = Queue::Default;
     /// How often one step is tried before the job has failed.
     const MAX_ATTEMPTS: i32 = 20;
+    /// What people ask for instead, where a job of the kind can be neither cancelled nor tried again by itself.
+    const INSTEAD: Option<&'static str> = None;
     type Step: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync;
 
     /// The tenant it is for.

@@ -54,9 +54,10 @@ pub async fn retry(world: &World, caller: &Caller, id: JobId) -> Result<Job, Err
     if jobs::unfinished(&mut transaction, &job.dedup_key).await?.is_some() {
         return Err(already_asked_for());
     }
-    let step = kind(world, &job)?.take_up(&mut transaction, &job).await?.ok_or_else(|| {
+    let kind = kind(world, &job)?;
+    let step = kind.take_up(&mut transaction, &job).await?.ok_or_else(|| {
         Error::conflict(format!("a job of kind `{}` cannot go on from where it failed", job.kind))
-            .with_hint("ask for the same thing anew")
+            .with_hint(kind.instead().unwrap_or("ask for the same thing anew"))
     })?;
     let retried = jobs::retry(&mut transaction, id, &step).await;
     on_constraint(retried, "jobs_one_unfinished", already_asked_for)?;
@@ -83,8 +84,9 @@ pub async fn cancel(world: &World, caller: &Caller, id: JobId) -> Result<Job, Er
     }
     let kind = kind(world, &job)?;
     if !kind.can_cancel(&job)? {
+        let wait = "wait until it has ended; what it did can then be taken back as usual";
         return Err(Error::conflict("the job is past the point at which it could be cancelled")
-            .with_hint("wait until it has ended; what it did can then be taken back as usual"));
+            .with_hint(kind.instead().unwrap_or(wait)));
     }
     if job.state == "waiting" {
         kind.give_up(&mut transaction, &job).await?;

@@ -22,6 +22,9 @@ type Future<'a, T> = Pin<Box<dyn std::future::Future<Output = Result<T, Error>> 
 pub(crate) trait Kind: Send + Sync {
     fn max_attempts(&self) -> i32;
 
+    /// What people ask for instead of cancelling or retrying a job.
+    fn instead(&self) -> Option<&'static str>;
+
     /// Runs a claimed job as far as it goes.
     fn drive<'a>(&'a self, world: &'a World, saver: &'a Saver, claim: &'a Claim) -> Future<'a, ()>;
 
@@ -57,6 +60,10 @@ struct Of<W>(PhantomData<fn() -> W>);
 impl<W: Work> Kind for Of<W> {
     fn max_attempts(&self) -> i32 {
         W::MAX_ATTEMPTS
+    }
+
+    fn instead(&self) -> Option<&'static str> {
+        W::INSTEAD
     }
 
     fn drive<'a>(&'a self, world: &'a World, saver: &'a Saver, claim: &'a Claim) -> Future<'a, ()> {
