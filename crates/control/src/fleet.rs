@@ -23,7 +23,8 @@ use crate::db::{jobs as job_rows, tenants};
 use crate::error::Error;
 use crate::jobs::{self, Work as _};
 use crate::page::{Asked, Page};
-use crate::work::fleet_migration::MigrateFleet;
+use crate::work::fleet_migration::{CANCELLED, MigrateFleet};
+use crate::work::snapshot::TakeSnapshot;
 
 /// The most that the SQL of a migration may have.
 const SQL_BYTES_MAX: usize = 1 << 20;
@@ -248,7 +249,8 @@ pub async fn tenants(
     Ok(page)
 }
 
-/// Goes on with one that was paused, was stopped, or failed with some tenants.
+/// Goes on with one that was paused, was stopped, or failed with some tenants. If nobody waits in one that was stopped
+/// (its job failed at the very end), what it comes to is only written down.
 pub async fn resume(
     world: &World,
     operator: &Operator,
@@ -269,8 +271,14 @@ pub async fn resume(
         return Err(Error::conflict("tenants that were under way are still being migrated")
             .with_hint("ask again when they are done"));
     }
+    if retry_failed {
+        // They get new snapshots. The old ones become ready all the same.
+        for (tenant, snapshot) in fleet::snapshots_of_failed(&mut scoped, id).await? {
+            jobs::enqueue(&mut scoped, &TakeSnapshot { tenant, snapshot }, &operator.actor).await?;
+        }
+    }
     let again = fleet::go_on(&mut scoped, id, retry_failed).await?;
-    if fleet::counts(&mut scoped, id).await?.waiting == 0 {
+    if standing.state == "failed" && fleet::counts(&mut scoped, id).await?.waiting == 0 {
         return Err(Error::conflict("no tenant waits to be migrated")
             .with_hint("to try the failed tenants again: `retry_failed`, or --retry-failed"));
     }
@@ -312,6 +320,20 @@ pub async fn cancel(
     change(world, operator, id, "cancelled").await
 }
 
+/// Finds out what came of tenants that a job which failed for good has left under way.
+async fn see_to_those_under_way(
+    scoped: &mut Scoped,
+    operator: &Operator,
+    id: FleetMigrationId,
+) -> Result<(), Error> {
+    let work = MigrateFleet { migration: id };
+    let nobody_works = job_rows::unfinished(scoped, &work.dedup_key()).await?.is_none();
+    if nobody_works && fleet::counts(scoped, id).await?.running > 0 {
+        jobs::enqueue(scoped, &work, &operator.actor).await?;
+    }
+    Ok(())
+}
+
 async fn change(
     world: &World,
     operator: &Operator,
@@ -332,7 +354,8 @@ async fn change(
         }
         fleet::set_state(&mut scoped, id, to, None).await?;
         if to == "cancelled" {
-            fleet::skip_waiting(&mut scoped, id, "the migration was cancelled").await?;
+            fleet::skip_waiting(&mut scoped, id, CANCELLED).await?;
+            see_to_those_under_way(&mut scoped, operator, id).await?;
         }
         let action = format!("fleet_migration.{to}");
         audit::record(&mut scoped, &operator.actor, &action, None, json!({ "migration": id })).await?;

@@ -74,7 +74,14 @@ impl FleetMigration {
     /// Whether nothing happens any more unless somebody asks for it.
     #[must_use]
     pub fn rests(&self) -> bool {
-        self.state != "running" && self.running == 0
+        match self.state.as_str() {
+            "running" => false,
+            // Those that were under way when somebody said so are finished.
+            "paused" => self.running == 0,
+            "cancelled" => self.running + self.waiting == 0,
+            // Only a job that failed for good leaves some `running`.
+            _ => true,
+        }
     }
 }
 
@@ -113,7 +120,6 @@ pub struct Target {
     pub tenant_id: TenantId,
     pub subdomain: String,
     pub database_name: String,
-    pub owner_role: String,
     pub app_role: String,
     pub app_password_wrapped: Vec<u8>,
     pub attempt: i32,
@@ -393,14 +399,25 @@ pub async fn left(
     .await
 }
 
+/// What a worker needs of the tenants in `f`.
+const TARGET: &str = "
+    SELECT f.tenant_id, t.subdomain, t.database_name, t.app_role, k.app_password_wrapped, f.attempt,
+        f.snapshot_id, d.oid AS database_oid, t.state AS tenant_state,
+        t.held_by IS NOT NULL OR EXISTS (
+            SELECT FROM jobs j WHERE j.tenant_id = t.id AND j.kind IN ('restore', 'swap_back')
+            AND j.state IN ('waiting', 'running')) AS busy,
+        coalesce(extract(epoch FROM now() - f.busy_since), 0)::float8 AS busy_seconds
+    FROM f JOIN tenants t ON t.id = f.tenant_id JOIN tenant_credentials k ON k.tenant_id = f.tenant_id
+    LEFT JOIN tenant_databases d ON d.tenant_id = f.tenant_id AND d.role = 'live'";
+
 /// Takes the next tenant of a wave, unless the migration is to rest. `None`: there is none to take now.
 pub async fn claim(
     connection: &mut PgConnection,
     id: FleetMigrationId,
     wave: i32,
 ) -> sqlx::Result<Option<Target>> {
-    sqlx::query_as(
-        "WITH claimed AS (
+    let sql = format!(
+        "WITH f AS (
              UPDATE fleet_migration_tenants SET state = 'running', attempt = attempt + 1
              WHERE migration_id = $1 AND tenant_id = (
                  SELECT tenant_id FROM fleet_migration_tenants
@@ -411,26 +428,24 @@ pub async fn claim(
                          SELECT count(*) FROM fleet_migration_tenants f WHERE f.migration_id = $1 AND f.state = 'failed')))
                  ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED)
              RETURNING tenant_id, attempt, snapshot_id, busy_since
-         )
-         SELECT c.tenant_id, t.subdomain, t.database_name, t.owner_role, t.app_role, k.app_password_wrapped, c.attempt,
-             c.snapshot_id, d.oid AS database_oid, t.state AS tenant_state,
-             t.held_by IS NOT NULL OR EXISTS (
-                 SELECT FROM jobs j WHERE j.tenant_id = t.id AND j.kind IN ('restore', 'swap_back')
-                 AND j.state IN ('waiting', 'running')) AS busy,
-             coalesce(extract(epoch FROM now() - c.busy_since), 0)::float8 AS busy_seconds
-         FROM claimed c JOIN tenants t ON t.id = c.tenant_id JOIN tenant_credentials k ON k.tenant_id = c.tenant_id
-         LEFT JOIN tenant_databases d ON d.tenant_id = c.tenant_id AND d.role = 'live'",
-    )
-    .bind(id.0)
-    .bind(wave)
-    .fetch_optional(connection)
-    .await
+         ) {TARGET}"
+    );
+    sqlx::query_as(AssertSqlSafe(sql)).bind(id.0).bind(wave).fetch_optional(connection).await
+}
+
+/// The tenants that somebody is noted as working on.
+pub async fn under_way(connection: &mut PgConnection, id: FleetMigrationId) -> sqlx::Result<Vec<Target>> {
+    let sql = format!(
+        "WITH f AS (SELECT * FROM fleet_migration_tenants WHERE migration_id = $1 AND state = 'running')
+         {TARGET} ORDER BY f.number LIMIT 1000"
+    );
+    sqlx::query_as(AssertSqlSafe(sql)).bind(id.0).fetch_all(connection).await
 }
 
 /// A tenant to try a migration out on.
 pub async fn target(connection: &mut PgConnection, tenant: Uuid) -> sqlx::Result<Target> {
     sqlx::query_as(
-        "SELECT t.id AS tenant_id, t.subdomain, t.database_name, t.owner_role, t.app_role, k.app_password_wrapped,
+        "SELECT t.id AS tenant_id, t.subdomain, t.database_name, t.app_role, k.app_password_wrapped,
              0 AS attempt, NULL::uuid AS snapshot_id, NULL::int8 AS database_oid, t.state AS tenant_state,
              false AS busy, 0::float8 AS busy_seconds
          FROM tenants t JOIN tenant_credentials k ON k.tenant_id = t.id WHERE t.id = $1",
@@ -448,7 +463,15 @@ pub struct Ended<'a> {
     pub error: Option<&'a str>,
     pub hint: Option<&'a str>,
     pub sqlstate: Option<&'a str>,
-    pub milliseconds: i64,
+    /// How long it took, if it was watched to its end.
+    pub milliseconds: Option<i64>,
+}
+
+impl<'a> Ended<'a> {
+    #[must_use]
+    pub fn of(state: &'a str) -> Self {
+        Self { state, error: None, hint: None, sqlstate: None, milliseconds: None }
+    }
 }
 
 /// Notes how a try ended. `Ok(false)`: it is somebody else's by now.
@@ -533,6 +556,40 @@ pub async fn open_snapshots(
     .await
 }
 
+/// Snapshots without a position of tenants whose try has ended: they were cut off between the two.
+pub async fn unmarked_snapshots(
+    connection: &mut PgConnection,
+    id: FleetMigrationId,
+) -> sqlx::Result<Vec<(TenantId, SnapshotId)>> {
+    unready_snapshots(
+        connection,
+        id,
+        "s.wal_position IS NULL AND f.state IN ('applied', 'failed', 'skipped')",
+    )
+    .await
+}
+
+/// Snapshots that are not ready of tenants that failed.
+pub async fn snapshots_of_failed(
+    connection: &mut PgConnection,
+    id: FleetMigrationId,
+) -> sqlx::Result<Vec<(TenantId, SnapshotId)>> {
+    unready_snapshots(connection, id, "f.state = 'failed'").await
+}
+
+async fn unready_snapshots(
+    connection: &mut PgConnection,
+    id: FleetMigrationId,
+    which: &str,
+) -> sqlx::Result<Vec<(TenantId, SnapshotId)>> {
+    let sql = format!(
+        "SELECT s.tenant_id, s.id FROM snapshots s JOIN fleet_migration_tenants f ON f.snapshot_id = s.id
+         WHERE f.migration_id = $1 AND s.state = 'creating' AND {which} ORDER BY f.number LIMIT 100000"
+    );
+    let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(AssertSqlSafe(sql)).bind(id.0).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|(tenant, snapshot)| (TenantId(tenant), SnapshotId(snapshot))).collect())
+}
+
 /// Puts those back that were worked on by a process that is no more. `Ok(0)`: there are none.
 pub async fn take_back(connection: &mut PgConnection, id: FleetMigrationId) -> sqlx::Result<u64> {
     sqlx::query(
@@ -545,14 +602,21 @@ pub async fn take_back(connection: &mut PgConnection, id: FleetMigrationId) -> s
     .map(|done| done.rows_affected())
 }
 
-/// Whether somebody is noted as working on a tenant of the migration.
-pub async fn anybody_works(connection: &mut PgConnection, id: FleetMigrationId) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM fleet_migration_tenants WHERE migration_id = $1 AND state = 'running')",
+/// Gives up finding out what came of those that somebody worked on.
+pub async fn fail_running(
+    connection: &mut PgConnection,
+    id: FleetMigrationId,
+    why: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE fleet_migration_tenants SET state = 'failed', error = $2, attempt = attempt + 1, finished_at = now()
+         WHERE migration_id = $1 AND state = 'running'",
     )
     .bind(id.0)
-    .fetch_one(connection)
+    .bind(why)
+    .execute(connection)
     .await
+    .map(drop)
 }
 
 /// Goes on in spite of the failures so far, trying the failed tenants again if that is wanted.

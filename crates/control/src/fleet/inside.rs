@@ -123,14 +123,16 @@ pub(crate) async fn end_sessions(world: &World, name: &str) -> Result<(), Error>
     }
 }
 
-/// Applies the migration unless it was.
-pub(crate) async fn apply(
-    world: &World,
-    definition: &Definition,
-    target: &Target,
-    session: &str,
-) -> Result<Outcome, Error> {
-    let options = connect_options(world, definition, target, session)?;
+/// Applies the migration unless it was. Whatever goes wrong here is this tenant's trouble and nobody else's.
+pub(crate) async fn apply(world: &World, definition: &Definition, target: &Target, session: &str) -> Outcome {
+    let options = match connect_options(world, definition, target, session) {
+        Ok(options) => options,
+        Err(error) => {
+            let (hint, error) =
+                (error.hint(), format!("its app's password cannot be used: {}", chain(&error)));
+            return Outcome::Failed(Failure { error, hint, sqlstate: None });
+        }
+    };
     let body = format!(
         "BEGIN IF loomworks.mark_migration(pg_catalog.current_setting('loomworks.migration')::pg_catalog.uuid) \
          THEN EXECUTE {}; END IF; END",
@@ -141,20 +143,26 @@ pub(crate) async fn apply(
     for first in [true, false] {
         let mut connection = match options.connect().await {
             Ok(connection) => connection,
-            Err(error) => return Ok(not_connected(&error)),
+            Err(error) => return not_connected(&error),
         };
         let done = run(&mut connection, statement.clone()).await;
         let _ = connection.close().await;
         match done {
             Err(error) if first && marker_is_missing(&error) => {
-                let mut admin = world.cluster.connect(&target.database_name).await?;
-                install_marker(&mut admin).await?;
+                if let Err(error) = install_marker_in(&world.cluster, &target.database_name).await {
+                    return Outcome::Busy(format!("its database cannot be prepared: {}", chain(&error)));
+                }
             }
-            Err(error) => return Ok(refused(&error, &definition.sql)),
-            Ok(()) => return Ok(Outcome::Applied),
+            Err(error) => return refused(&error, &definition.sql),
+            Ok(()) => return Outcome::Applied,
         }
     }
-    Err(Error::Internal("the mark of a migration cannot be installed".into()))
+    let error = "the mark of a migration cannot be made in its database".to_owned();
+    Outcome::Failed(Failure { error, hint: None, sqlstate: None })
+}
+
+async fn install_marker_in(cluster: &Cluster, database: &str) -> Result<(), Error> {
+    install_marker(&mut cluster.connect(database).await?).await
 }
 
 /// Runs the migration and takes it back, telling what it did.

@@ -2,6 +2,9 @@
 //!
 //! The rows of the tenants are the work list. A worker takes one, applies the migration, and notes how it ended; the
 //! mark in the tenant's database makes a second try harmless, so that all may be cut anywhere.
+//!
+//! Whether tenants may be begun is the migration's state, not the job's: it is paused, cancelled and resumed as a
+//! migration (`control::fleet`), and the job only carries out what it finds.
 
 use loomworks_core::ids::{FleetMigrationId, SnapshotId};
 use loomworks_postgres::PgConnection;
@@ -11,14 +14,14 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::fleet_snapshots::AwaitFleetSnapshots;
-use super::snapshot;
+use super::fleet_snapshots::{self, AwaitFleetSnapshots};
+use super::snapshot::{self, TakeSnapshot};
 use crate::World;
 use crate::audit;
-use crate::db::fleet::{self, Definition, Ended, Target};
+use crate::db::fleet::{self, Counts, Definition, Ended, Standing, Target};
 use crate::db::notifications::Severity;
 use crate::db::snapshots::{self, SnapshotType};
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::fleet::inside::{self, Outcome};
 use crate::jobs::{self, Context, Progress, StepError, Then, Work};
 use crate::notifications::{self, Notice};
@@ -28,6 +31,13 @@ const BUSY_RETRY_SECONDS: f64 = 1.0;
 
 /// How soon a wave is looked at again in which everybody left is busy.
 const BUSY_POLL: Duration = Duration::from_millis(250);
+
+/// Why tenants of a cancelled migration are skipped.
+pub(crate) const CANCELLED: &str = "the migration was cancelled";
+
+/// Why a tenant has failed that was cut off, when its database does not tell what came of it.
+const NOT_KNOWN: &str = "it was cut off, and whether its database has the migration is not known";
+const NOT_KNOWN_HINT: &str = "where it is tried again, what has it is not migrated twice";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrateFleet {
@@ -43,11 +53,19 @@ pub enum Step {
         wave: i32,
         of: i32,
     },
+    /// The same wave once the snapshots of those before it are in the archive.
+    AwaitSnapshots {
+        wave: i32,
+        of: i32,
+    },
     Finish,
 }
 
 impl Work for MigrateFleet {
     const KIND: &'static str = "fleet_migration";
+    const INSTEAD: Option<&'static str> = Some(
+        "a fleet migration is ended with `loomworks fleet cancel` and gone on with by `loomworks fleet resume`",
+    );
     type Step = Step;
 
     fn tenant(&self) -> Option<loomworks_core::ids::TenantId> {
@@ -67,8 +85,11 @@ impl Work for MigrateFleet {
             Step::Plan => Progress { percent: 0, words: "finding out where to begin" },
             Step::Wave { wave: 0, .. } => Progress { percent: 1, words: "migrating the canaries" },
             Step::Wave { wave, of } => {
-                let percent = u8::try_from(wave * 98 / (of + 1).max(1)).unwrap_or(98);
-                Progress { percent: percent.max(1), words: "migrating a wave of tenants" }
+                Progress { percent: percent_before(*wave, *of), words: "migrating a wave of tenants" }
+            }
+            Step::AwaitSnapshots { wave, of } => {
+                let percent = percent_before(*wave, *of);
+                Progress { percent, words: "waiting for the archive to have the snapshots so far" }
             }
             Step::Finish => Progress { percent: 99, words: "writing down how it ended" },
         }
@@ -79,32 +100,76 @@ impl Work for MigrateFleet {
         let Some(definition) = fleet::definition(&mut mgmt, self.migration).await? else {
             return Err(Error::NotFound("such fleet migration").into());
         };
-        drop(mgmt);
         match step {
-            // A position before the first base backup could never be restored.
-            Step::Plan if definition.snapshot_before && world.repository.backups().await?.is_empty() => {
-                Ok(Then::Later(snapshot::ARCHIVE_POLL))
-            }
-            Step::Plan => Ok(Then::Next(self.next(world).await?)),
-            Step::Wave { wave, .. } => {
-                self.wave(world, &definition, *wave, context).await?;
-                if definition.snapshot_before {
-                    archive_snapshots(world, self.migration, context).await?;
+            Step::Plan => {
+                drop(mgmt);
+                // What a job has left that failed for good.
+                self.take_back(world, &definition, context).await?;
+                let mut mgmt = world.db.platform.acquire().await?;
+                if self.must_rest(&mut mgmt, &definition).await?.is_some() {
+                    return Ok(Then::Next(Step::Finish));
                 }
-                Ok(Then::Next(self.after(world, &definition, *wave).await?))
+                drop(mgmt);
+                // A position before the first base backup could never be restored.
+                if definition.snapshot_before && world.repository.backups().await?.is_empty() {
+                    return Ok(Then::Later(snapshot::ARCHIVE_POLL));
+                }
+                let next = self.next(world).await?;
+                Ok(Then::Next(self.after_snapshots(world, next).await?))
             }
-            Step::Finish => self.finish(world, &definition, context).await,
+            Step::Wave { wave, .. } => {
+                drop(mgmt);
+                self.wave(world, &definition, *wave, context).await?;
+                let next = self.after(world, &definition, *wave).await?;
+                Ok(Then::Next(self.after_snapshots(world, next).await?))
+            }
+            Step::AwaitSnapshots { wave, of } => {
+                if self.must_rest(&mut mgmt, &definition).await?.is_some() {
+                    return Ok(Then::Next(Step::Finish));
+                }
+                drop(mgmt);
+                Ok(match fleet_snapshots::make_ready(world, self.migration).await? {
+                    true => Then::Next(Step::Wave { wave: *wave, of: *of }),
+                    false => Then::Later(snapshot::ARCHIVE_POLL),
+                })
+            }
+            Step::Finish => {
+                drop(mgmt);
+                self.finish(world, &definition, context).await
+            }
         }
     }
 
-    async fn give_up(&self, connection: &mut PgConnection, _: &Context) -> Result<(), Error> {
-        let standing = fleet::lock(connection, self.migration).await?;
-        if standing.is_some_and(|standing| standing.state == "running") {
-            let reason = Some("its job failed");
-            fleet::set_state(connection, self.migration, "stopped", reason).await?;
-        }
-        Ok(())
+    /// Never: the migration is cancelled, and the job ends because of that.
+    fn can_cancel(_: &Step) -> bool {
+        false
     }
+
+    /// The tenants that were under way stay `running`. What came of them only their databases can tell, so whoever
+    /// resumes or cancels the migration gets a job that asks them; one that is cancelled already gets none.
+    async fn give_up(&self, connection: &mut PgConnection, context: &Context) -> Result<(), Error> {
+        let standing = fleet::lock(connection, self.migration).await?;
+        match standing.as_ref().map(|standing| standing.state.as_str()) {
+            Some("running" | "paused") => {
+                fleet::set_state(connection, self.migration, "stopped", Some("its job failed")).await?;
+            }
+            Some("cancelled") => {
+                fleet::skip_waiting(connection, self.migration, CANCELLED).await?;
+                fleet::fail_running(connection, self.migration, NOT_KNOWN).await?;
+            }
+            _ => {}
+        }
+        self.leave_snapshots(connection, &context.requested_by).await
+    }
+
+    /// None: a migration is resumed, with a job of its own.
+    async fn take_up(&self, _: &Step, _: &mut PgConnection, _: &Context) -> Result<Option<Step>, Error> {
+        Ok(None)
+    }
+}
+
+fn percent_before(wave: i32, of: i32) -> u8 {
+    u8::try_from(wave * 98 / (of + 1).max(1)).unwrap_or(98).max(1)
 }
 
 impl MigrateFleet {
@@ -115,6 +180,30 @@ impl MigrateFleet {
         Ok(next.map_or(Step::Finish, |wave| Step::Wave { wave, of: last.unwrap_or(wave) }))
     }
 
+    /// Before a wave the snapshots of those before it must be in the archive. A migration that went on without would,
+    /// with an archive that does not work, come to the last tenant with no way back for anybody.
+    async fn after_snapshots(&self, world: &World, next: Step) -> Result<Step, Error> {
+        let Step::Wave { wave, of } = next else { return Ok(next) };
+        let mut mgmt = world.db.platform.acquire().await?;
+        if fleet::open_snapshots(&mut mgmt, self.migration).await?.is_empty() {
+            return Ok(next);
+        }
+        Ok(Step::AwaitSnapshots { wave, of })
+    }
+
+    /// Leaves the snapshots that are not ready to jobs that see to them: those with a position to one for all, those
+    /// without, whose tenant was not begun after all, to one each.
+    async fn leave_snapshots(&self, connection: &mut PgConnection, requested_by: &str) -> Result<(), Error> {
+        for (tenant, snapshot) in fleet::unmarked_snapshots(connection, self.migration).await? {
+            jobs::enqueue(connection, &TakeSnapshot { tenant, snapshot }, requested_by).await?;
+        }
+        if !fleet::open_snapshots(connection, self.migration).await?.is_empty() {
+            let work = AwaitFleetSnapshots { migration: self.migration };
+            jobs::enqueue(connection, &work, requested_by).await?;
+        }
+        Ok(())
+    }
+
     /// Migrates the tenants of a wave until none waits, or none may be begun any more.
     async fn wave(
         &self,
@@ -123,24 +212,27 @@ impl MigrateFleet {
         wave: i32,
         context: &Context,
     ) -> Result<(), StepError> {
-        let session = session_name(context);
         loop {
-            self.take_back(world, &session).await?;
+            self.take_back(world, definition, context).await?;
             let mut workers = JoinSet::new();
             for _ in 0..definition.concurrency {
                 let worker = Worker {
                     world: world.clone(),
                     definition: definition.clone(),
                     wave,
-                    session: session.clone(),
+                    session: session_name(self.migration),
                     actor: context.requested_by.clone(),
                 };
                 workers.spawn(worker.work());
             }
-            // If this is dropped, because the claim on the job is lost, its workers end with it.
+            // If this is dropped, because the claim on the job is lost, its workers end with it. If one of them
+            // cannot go on, the others end what they have in hand and take all they can.
+            let mut worked = Ok(());
             while let Some(ended) = workers.join_next().await {
-                ended.map_err(|error| Error::Internal(format!("a worker ended: {error}")))??;
+                let ended = ended.map_err(|error| Error::Internal(format!("a worker ended: {error}")));
+                worked = worked.and(ended.flatten());
             }
+            worked?;
             let mut mgmt = world.db.platform.acquire().await?;
             let (waiting, running) = fleet::left(&mut mgmt, self.migration, wave).await?;
             if running == 0 && (waiting == 0 || self.must_rest(&mut mgmt, definition).await?.is_some()) {
@@ -151,14 +243,33 @@ impl MigrateFleet {
         }
     }
 
-    /// Puts back what a process was working on that is no more.
-    async fn take_back(&self, world: &World, session: &str) -> Result<(), Error> {
+    /// Finds out what came of the tenants that somebody worked on who is no more. Those that have not got it wait.
+    async fn take_back(
+        &self,
+        world: &World,
+        definition: &Definition,
+        context: &Context,
+    ) -> Result<(), Error> {
         let mut mgmt = world.db.platform.acquire().await?;
-        if fleet::anybody_works(&mut mgmt, self.migration).await? {
-            // First: what is committed after this is committed by us.
-            inside::end_sessions(world, session).await?;
-            fleet::take_back(&mut mgmt, self.migration).await?;
+        if fleet::counts(&mut mgmt, self.migration).await?.running == 0 {
+            return Ok(());
         }
+        // First: what is committed after this is committed by us.
+        inside::end_sessions(world, &session_name(self.migration)).await?;
+        for target in fleet::under_way(&mut mgmt, self.migration).await? {
+            let by = &context.requested_by;
+            match inside::is_applied(&world.cluster, &target.database_name, self.migration).await {
+                Ok(true) => record(world, definition, by, &target, Ended::of("applied")).await?,
+                Ok(false) => {}
+                Err(error) => {
+                    let error = format!("{NOT_KNOWN}: {}", chain(&error));
+                    let (error, hint) = (Some(error.as_str()), Some(NOT_KNOWN_HINT));
+                    let ended = Ended { error, hint, ..Ended::of("failed") };
+                    record(world, definition, by, &target, ended).await?;
+                }
+            }
+        }
+        fleet::take_back(&mut mgmt, self.migration).await?;
         Ok(())
     }
 
@@ -177,9 +288,7 @@ impl MigrateFleet {
         if standing.state != "running" {
             return Ok(Some(Rest::Asked));
         }
-        let new = counts.failed - i64::from(standing.failures_accepted);
-        let limit = i64::from(definition.stop_after_failures);
-        Ok((limit > 0 && new >= limit).then_some(Rest::Failures))
+        Ok(too_many_failed(definition, &standing, &counts).map(|_| Rest::Failures))
     }
 
     /// What follows a wave.
@@ -220,19 +329,19 @@ impl MigrateFleet {
         let Some(standing) = fleet::lock(&mut transaction, self.migration).await? else {
             return Err(Error::NotFound("such fleet migration").into());
         };
-        let counts = fleet::counts(&mut transaction, self.migration).await?;
-        if standing.state == "running" {
-            let new = counts.failed - i64::from(standing.failures_accepted);
-            let limit = i64::from(definition.stop_after_failures);
-            let (state, reason) = match (counts.waiting + counts.running, counts.failed) {
-                (0, 0) => ("succeeded", None),
-                (0, failed) => ("failed", Some(format!("{failed} tenants failed"))),
-                (_, _) if limit > 0 && new >= limit => ("stopped", Some(format!("{new} tenants failed"))),
-                // It was resumed a moment ago.
-                _ => return Ok(Then::Next(Step::Plan)),
-            };
-            fleet::set_state(&mut transaction, self.migration, state, reason.as_deref()).await?;
+        if standing.state == "cancelled" {
+            // Those that were put back after somebody had cancelled it.
+            fleet::skip_waiting(&mut transaction, self.migration, CANCELLED).await?;
         }
+        let counts = fleet::counts(&mut transaction, self.migration).await?;
+        match end(definition, &standing, &counts) {
+            End::State(state, reason) => {
+                fleet::set_state(&mut transaction, self.migration, state, reason.as_deref()).await?;
+            }
+            End::AsItIs => {}
+            End::NotYet => return Ok(Then::Next(Step::Plan)),
+        }
+        self.leave_snapshots(&mut transaction, &context.requested_by).await?;
         let shown =
             fleet::get(&mut transaction, self.migration).await?.ok_or(Error::NotFound("such thing"))?;
         let detail = json!({
@@ -263,22 +372,59 @@ fn notice(shown: &fleet::FleetMigration, detail: serde_json::Value) -> Notice {
     Notice { event: "fleet_migration.ended", severity, message, detail }
 }
 
-/// How the sessions of a job call themselves in tenants' databases.
-fn session_name(context: &Context) -> String {
-    format!("loomworks fleet {}", context.job.short())
+/// How a migration's sessions call themselves in tenants' databases. By the migration and not by its job: what one job
+/// has left running the next one ends.
+fn session_name(migration: FleetMigrationId) -> String {
+    format!("loomworks fleet {}", migration.short())
 }
 
-/// Has the WAL archived up to here, and the snapshots watched until they are ready.
-async fn archive_snapshots(
+/// How many tenants have failed that nobody has seen, when that is as many as may.
+fn too_many_failed(definition: &Definition, standing: &Standing, counts: &Counts) -> Option<i64> {
+    let new = counts.failed - i64::from(standing.failures_accepted);
+    let limit = i64::from(definition.stop_after_failures);
+    (limit > 0 && new >= limit).then_some(new)
+}
+
+/// What a migration is when its job is at its end.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    State(&'static str, Option<String>),
+    /// As somebody has said meanwhile, or as the last wave left it.
+    AsItIs,
+    /// It was resumed a moment ago.
+    NotYet,
+}
+
+fn end(definition: &Definition, standing: &Standing, counts: &Counts) -> End {
+    match (standing.state.as_str(), counts.waiting + counts.running, counts.failed) {
+        // A pause that came when there was nobody left to wait is none.
+        ("running" | "paused", 0, 0) => End::State("succeeded", None),
+        ("running" | "paused", 0, failed) => End::State("failed", Some(format!("{failed} tenants failed"))),
+        ("running", _, _) => match too_many_failed(definition, standing, counts) {
+            Some(new) => End::State("stopped", Some(format!("{new} tenants failed"))),
+            None => End::NotYet,
+        },
+        _ => End::AsItIs,
+    }
+}
+
+/// Notes how a tenant's try ended.
+async fn record(
     world: &World,
-    migration: FleetMigrationId,
-    context: &Context,
-) -> Result<(), StepError> {
-    let mut admin = world.cluster.connect("postgres").await?;
-    sqlx::query("SELECT pg_switch_wal()").execute(&mut admin).await?;
-    let mut mgmt = world.db.platform.acquire().await?;
-    jobs::enqueue(&mut mgmt, &AwaitFleetSnapshots { migration }, &context.requested_by).await?;
-    Ok(())
+    definition: &Definition,
+    actor: &str,
+    target: &Target,
+    ended: Ended<'_>,
+) -> Result<(), Error> {
+    let mut transaction = world.db.platform.begin().await?;
+    fleet::without_waiting_for_the_disk(&mut transaction).await?;
+    let ours = fleet::record(&mut transaction, definition.id, target, ended).await?;
+    if ours && ended.state == "applied" {
+        let detail = json!({ "migration": definition.id, "name": definition.name });
+        let tenant = Some(target.tenant_id);
+        audit::record(&mut transaction, actor, "tenant.migrated", tenant, detail).await?;
+    }
+    Ok(transaction.commit().await?)
 }
 
 /// Takes tenants of a wave until there is none to take.
@@ -291,19 +437,13 @@ struct Worker {
 }
 
 impl Worker {
+    /// An error of this is the management database's. What one tenant has wrong is noted with the tenant.
     async fn work(self) -> Result<(), Error> {
         let mut admin = None;
         while let Some(target) = self.claim().await? {
             if !matches!(target.tenant_state.as_str(), "active" | "suspended") {
                 let error = format!("the tenant is {}", target.tenant_state);
-                let ended = Ended {
-                    state: "skipped",
-                    error: Some(&error),
-                    hint: None,
-                    sqlstate: None,
-                    milliseconds: 0,
-                };
-                self.record(&target, ended).await?;
+                self.record(&target, Ended { error: Some(&error), ..Ended::of("skipped") }).await?;
                 continue;
             }
             if target.busy {
@@ -311,24 +451,27 @@ impl Worker {
                 continue;
             }
             if self.definition.snapshot_before {
-                if admin.is_none() {
-                    admin = Some(self.world.cluster.connect("postgres").await?);
-                }
-                if let Some(admin) = &mut admin {
-                    self.snapshot(admin, &target).await?;
+                let snapshot = self.snapshot(&target).await?;
+                if let Err(error) = self.mark(&mut admin, &target, snapshot).await {
+                    // A connection that is broken must not be the next tenant's.
+                    admin = None;
+                    self.put_back(&target, &format!("no snapshot can be taken: {}", chain(&error))).await?;
+                    continue;
                 }
             }
             let started = Instant::now();
-            let outcome = inside::apply(&self.world, &self.definition, &target, &self.session).await?;
-            let milliseconds = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
-            let applied = Ended { state: "applied", error: None, hint: None, sqlstate: None, milliseconds };
+            let outcome = inside::apply(&self.world, &self.definition, &target, &self.session).await;
+            let milliseconds = i64::try_from(started.elapsed().as_millis()).ok();
             match outcome {
-                Outcome::Applied => self.record(&target, applied).await?,
+                Outcome::Applied => {
+                    self.record(&target, Ended { milliseconds, ..Ended::of("applied") }).await?;
+                }
                 Outcome::Busy(why) => self.put_back(&target, &why).await?,
                 Outcome::Failed(failure) => {
                     let error = Some(failure.error.as_str());
                     let (hint, sqlstate) = (failure.hint.as_deref(), failure.sqlstate.as_deref());
-                    self.record(&target, Ended { state: "failed", error, hint, sqlstate, ..applied }).await?;
+                    let ended = Ended { error, hint, sqlstate, milliseconds, ..Ended::of("failed") };
+                    self.record(&target, ended).await?;
                 }
             }
         }
@@ -344,15 +487,7 @@ impl Worker {
     }
 
     async fn record(&self, target: &Target, ended: Ended<'_>) -> Result<(), Error> {
-        let mut transaction = self.world.db.platform.begin().await?;
-        fleet::without_waiting_for_the_disk(&mut transaction).await?;
-        let ours = fleet::record(&mut transaction, self.definition.id, target, ended).await?;
-        if ours && ended.state == "applied" {
-            let detail = json!({ "migration": self.definition.id, "name": self.definition.name });
-            let tenant = Some(target.tenant_id);
-            audit::record(&mut transaction, &self.actor, "tenant.migrated", tenant, detail).await?;
-        }
-        Ok(transaction.commit().await?)
+        record(&self.world, &self.definition, &self.actor, target, ended).await
     }
 
     /// Lets a tenant wait that cannot be worked with, until its patience is over.
@@ -363,24 +498,84 @@ impl Worker {
             return Ok(fleet::put_back(&mut mgmt, id, target, why, BUSY_RETRY_SECONDS).await?);
         }
         let hint = Some("resume it with --retry-failed when the tenant is back");
-        let ended = Ended { state: "failed", error: Some(why), hint, sqlstate: None, milliseconds: 0 };
-        self.record(target, ended).await
+        self.record(target, Ended { error: Some(why), hint, ..Ended::of("failed") }).await
     }
 
-    /// Notes the position to which the tenant can be brought back. All that the position needs is archived once, at
-    /// the end of the wave.
-    async fn snapshot(&self, admin: &mut PgConnection, target: &Target) -> Result<(), Error> {
-        let id = target.snapshot_id.map_or_else(SnapshotId::random, SnapshotId);
-        let (tenant, by) = (target.tenant_id, &self.definition.requested_by);
-        if target.snapshot_id.is_none() {
-            let name: String =
-                format!("before fleet migration {}", self.definition.name).chars().take(255).collect();
-            let mut transaction = self.world.db.platform.begin().await?;
-            fleet::without_waiting_for_the_disk(&mut transaction).await?;
-            snapshots::insert(&mut transaction, id, tenant, &name, SnapshotType::Auto, by).await?;
-            fleet::record_snapshot(&mut transaction, self.definition.id, tenant, id).await?;
-            transaction.commit().await?;
+    /// The tenant's snapshot before the migration, written down if it was not.
+    async fn snapshot(&self, target: &Target) -> Result<SnapshotId, Error> {
+        if let Some(id) = target.snapshot_id {
+            return Ok(SnapshotId(id));
         }
-        snapshot::note_position(&self.world, admin, &target.database_name, id).await.map(drop)
+        let (id, tenant, by) = (SnapshotId::random(), target.tenant_id, &self.definition.requested_by);
+        let name: String =
+            format!("before fleet migration {}", self.definition.name).chars().take(255).collect();
+        let mut transaction = self.world.db.platform.begin().await?;
+        fleet::without_waiting_for_the_disk(&mut transaction).await?;
+        snapshots::insert(&mut transaction, id, tenant, &name, SnapshotType::Auto, by).await?;
+        fleet::record_snapshot(&mut transaction, self.definition.id, tenant, id).await?;
+        transaction.commit().await?;
+        Ok(id)
+    }
+
+    /// Notes the position to which the tenant can be brought back. All that the position needs is archived once, after
+    /// the wave.
+    async fn mark(
+        &self,
+        admin: &mut Option<PgConnection>,
+        target: &Target,
+        snapshot: SnapshotId,
+    ) -> Result<(), Error> {
+        let admin = match admin {
+            Some(admin) => admin,
+            None => admin.insert(self.world.cluster.connect("postgres").await?),
+        };
+        snapshot::note_position(&self.world, admin, &target.database_name, snapshot).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(stop_after_failures: i32) -> Definition {
+        Definition {
+            id: FleetMigrationId::random(),
+            name: "test".into(),
+            sql: "SELECT 1".into(),
+            selection: json!({}),
+            canaries: 1,
+            wave_size: 1,
+            concurrency: 1,
+            snapshot_before: false,
+            statement_timeout_seconds: 1,
+            lock_timeout_seconds: 1,
+            busy_timeout_seconds: 1,
+            stop_after_failures,
+            pause_after_canary: false,
+            requested_by: "test".into(),
+        }
+    }
+
+    #[test]
+    fn a_migration_ends_by_what_is_left_and_by_what_somebody_said() {
+        let end_of = |state: &str, waiting, failed, accepted| {
+            let standing = Standing { state: state.into(), failures_accepted: accepted };
+            let counts = Counts { waiting, running: 0, applied: 1, failed, skipped: 0, failed_canaries: 0 };
+            match end(&definition(2), &standing, &counts) {
+                End::State(state, _) => state,
+                End::AsItIs => "as it is",
+                End::NotYet => "not yet",
+            }
+        };
+        assert_eq!(end_of("running", 0, 0, 0), "succeeded");
+        assert_eq!(end_of("running", 0, 1, 0), "failed");
+        assert_eq!(end_of("running", 3, 2, 0), "stopped");
+        assert_eq!(end_of("running", 3, 2, 1), "not yet");
+        assert_eq!(end_of("paused", 3, 2, 0), "as it is");
+        assert_eq!(end_of("paused", 0, 0, 0), "succeeded");
+        assert_eq!(end_of("paused", 0, 1, 0), "failed");
+        for state in ["stopped", "cancelled"] {
+            assert_eq!(end_of(state, 0, 0, 0), "as it is");
+        }
     }
 }

@@ -1,4 +1,6 @@
-//! Waiting for the archive to have what the snapshots of a fleet migration need: one job for all of them.
+//! The snapshots of a fleet migration, which become ready together when the archive has what they need.
+//!
+//! Between two waves the migration itself waits for them. What is left when it rests is one job's, for all of them.
 
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use crate::db::fleet;
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
 
+/// How often the job looks. Nobody is kept waiting by it.
 const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,21 +49,40 @@ impl Work for AwaitFleetSnapshots {
         Progress { percent: 0, words: "waiting for the archive" }
     }
 
-    /// The oldest first: if that one is not in the archive the others are not either.
     async fn run(&self, _: &Step, world: &World, _: &Context) -> Result<Then<Step>, StepError> {
-        let mut mgmt = world.db.platform.acquire().await?;
-        let open = fleet::open_snapshots(&mut mgmt, self.migration).await?;
-        let at_rest = fleet::get(&mut mgmt, self.migration).await?.is_none_or(|migration| migration.rests());
-        drop(mgmt);
-        if open.is_empty() && at_rest {
-            return Ok(Then::Done(json!({ "migration": self.migration })));
-        }
-        for (snapshot, position) in open {
-            let position: Lsn = position.parse().map_err(|error| Error::Internal(format!("{error}")))?;
-            if become_ready(world, SnapshotId(snapshot), position).await?.is_none() {
-                break;
-            }
-        }
-        Ok(Then::Later(POLL))
+        Ok(match make_ready(world, self.migration).await? {
+            true => Then::Done(json!({ "migration": self.migration })),
+            false => Then::Later(POLL),
+        })
     }
+}
+
+/// Makes those snapshots ready that can be restored now. Says whether that is all of them.
+pub(super) async fn make_ready(world: &World, migration: FleetMigrationId) -> Result<bool, Error> {
+    let mut mgmt = world.db.platform.acquire().await?;
+    let open = fleet::open_snapshots(&mut mgmt, migration).await?;
+    drop(mgmt);
+    // The oldest first: if that one is not in the archive the others are not either.
+    for (snapshot, position) in &open {
+        let position: Lsn = position.parse().map_err(|error| Error::Internal(format!("{error}")))?;
+        if become_ready(world, SnapshotId(*snapshot), position).await?.is_none() {
+            break;
+        }
+    }
+    let Some((_, newest)) = open.last() else { return Ok(true) };
+    end_segment(world, newest).await?;
+    Ok(false)
+}
+
+/// Has the WAL archived up to a position: ends its segment, if that is the one that is being written. Looked at each
+/// time: more tenants may have got theirs since the last one was ended.
+async fn end_segment(world: &World, position: &str) -> Result<(), Error> {
+    let mut admin = world.cluster.connect("postgres").await?;
+    sqlx::query(
+        "SELECT pg_switch_wal() WHERE pg_walfile_name($1::pg_lsn) = pg_walfile_name(pg_current_wal_insert_lsn())",
+    )
+    .bind(position)
+    .execute(&mut admin)
+    .await?;
+    Ok(())
 }

@@ -1,11 +1,17 @@
 //! Fleet migrations: who is selected, in which wave, who is taken next, and who may say how it ended.
 
+use loomworks_control::access::Scope;
 use loomworks_control::db::Db;
-use loomworks_control::db::fleet::{self, Definition, Ended, Selected, Target};
-use loomworks_core::ids::{FleetMigrationId, TenantId};
+use loomworks_control::db::fleet::{self, Definition, Ended, FleetMigration, Selected, Target};
+use loomworks_control::db::snapshots::{self, SnapshotType};
+use loomworks_control::jobs::{self, Context, Work as _};
+use loomworks_control::work::fleet_migration::MigrateFleet;
+use loomworks_control::{World, error::Error, fleet as migrations};
+use loomworks_core::ids::{FleetMigrationId, JobId, SnapshotId, TenantId};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::world::{Installation, caller, operator};
 use super::{database, tenant};
 
 fn definition() -> Definition {
@@ -58,7 +64,7 @@ async fn claim(connection: &mut PgConnection, migration: &Definition, wave: i32)
 }
 
 fn ended(state: &str) -> Ended<'_> {
-    Ended { state, error: None, hint: None, sqlstate: None, milliseconds: 1 }
+    Ended { state, error: None, hint: None, sqlstate: None, milliseconds: Some(1) }
 }
 
 #[tokio::test]
@@ -183,4 +189,168 @@ async fn one_that_is_held_or_restored_is_busy() {
         busy.push((target.tenant_id, target.busy));
     }
     assert_eq!(busy, [(TenantId(ids[0]), true), (TenantId(ids[1]), true), (TenantId(ids[2]), false)]);
+}
+
+/// A migration whose job is written down and run by nobody.
+struct Asked {
+    world: World,
+    migration: Definition,
+    job: JobId,
+    _installation: Installation,
+}
+
+impl Asked {
+    async fn new(tenants_of_it: usize) -> Self {
+        let installation = Installation::new();
+        let world = installation.process().await;
+        let ids = tenants(&world.db, &vec!["active"; tenants_of_it]).await;
+        let migration = migration(&world.db, &ids, |new| new.canaries = 10).await;
+        let work = MigrateFleet { migration: migration.id };
+        let mut connection = world.db.platform.acquire().await.expect("connect");
+        let job = jobs::enqueue(&mut connection, &work, "test").await.expect("a job");
+        drop(connection);
+        Self { world, migration, job, _installation: installation }
+    }
+
+    /// What happens when the job has failed as often as it may.
+    async fn job_fails_for_good(&self) {
+        let mut transaction = self.world.db.platform.begin().await.expect("begin");
+        sqlx::query("UPDATE jobs SET state = 'failed', finished_at = now() WHERE id = $1")
+            .bind(self.job.0)
+            .execute(&mut *transaction)
+            .await
+            .expect("fail");
+        let context = Context { job: self.job, requested_by: "test".into() };
+        let work = MigrateFleet { migration: self.migration.id };
+        work.give_up(&mut transaction, &context).await.expect("give up");
+        transaction.commit().await.expect("commit");
+    }
+
+    async fn shown(&self) -> FleetMigration {
+        let mut connection = self.world.db.platform.acquire().await.expect("connect");
+        fleet::get(&mut connection, self.migration.id).await.expect("look").expect("there")
+    }
+
+    /// The job that is there and has not ended.
+    async fn job(&self) -> Option<JobId> {
+        let mut connection = self.world.db.platform.acquire().await.expect("connect");
+        let key = MigrateFleet { migration: self.migration.id }.dedup_key();
+        loomworks_control::db::jobs::unfinished(&mut connection, &key).await.expect("look")
+    }
+}
+
+fn conflict<T: std::fmt::Debug>(refused: Result<T, Error>) -> String {
+    let error = refused.expect_err("refused");
+    assert!(matches!(error, Error::Conflict { .. }), "{error:?}");
+    error.hint().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn its_job_is_neither_cancelled_nor_tried_again_by_itself() {
+    let asked = Asked::new(2).await;
+    let caller = caller(Scope::Operator);
+    let hint = conflict(jobs::cancel(&asked.world, &caller, asked.job).await);
+    assert!(hint.contains("loomworks fleet cancel"), "{hint}");
+    asked.job_fails_for_good().await;
+    let hint = conflict(jobs::retry(&asked.world, &caller, asked.job).await);
+    assert!(hint.contains("loomworks fleet resume"), "{hint}");
+}
+
+#[tokio::test]
+async fn one_whose_job_failed_at_its_very_end_is_resumed_to_it() {
+    let asked = Asked::new(1).await;
+    let mut connection = asked.world.db.platform.acquire().await.expect("connect");
+    let target = claim(&mut connection, &asked.migration, 0).await.expect("a tenant");
+    assert!(
+        fleet::record(&mut connection, asked.migration.id, &target, ended("applied")).await.expect("record")
+    );
+    drop(connection);
+    asked.job_fails_for_good().await;
+    let shown = asked.shown().await;
+    assert_eq!((shown.state.as_str(), shown.reason.as_deref()), ("stopped", Some("its job failed")));
+    let resumed = migrations::resume(&asked.world, &operator(), asked.migration.id, false).await;
+    let (shown, job) = resumed.expect("there is nobody to migrate, but an end to write down");
+    assert_eq!((shown.state.as_str(), asked.job().await), ("running", Some(job)));
+}
+
+#[tokio::test]
+async fn tenants_that_a_failed_job_left_under_way_are_seen_to_by_whoever_resumes_or_cancels() {
+    for cancelled in [false, true] {
+        let asked = Asked::new(1).await;
+        let mut connection = asked.world.db.platform.acquire().await.expect("connect");
+        claim(&mut connection, &asked.migration, 0).await.expect("a tenant");
+        drop(connection);
+        assert!(!asked.shown().await.rests());
+        asked.job_fails_for_good().await;
+        let shown = asked.shown().await;
+        assert!(shown.rests() && shown.running == 1, "{shown:?}");
+        let (world, id) = (&asked.world, asked.migration.id);
+        match cancelled {
+            false => drop(migrations::resume(world, &operator(), id, false).await.expect("resume")),
+            true => drop(migrations::cancel(world, &operator(), id).await.expect("cancel")),
+        }
+        assert!(asked.job().await.is_some(), "a job asks the database what came of it");
+        assert!(!asked.shown().await.rests(), "until then nobody knows");
+    }
+}
+
+#[tokio::test]
+async fn one_that_was_cancelled_rests_even_when_its_job_fails_after_that() {
+    let asked = Asked::new(3).await;
+    let mut connection = asked.world.db.platform.acquire().await.expect("connect");
+    let target = claim(&mut connection, &asked.migration, 0).await.expect("a tenant");
+    claim(&mut connection, &asked.migration, 0).await.expect("another");
+    migrations::cancel(&asked.world, &operator(), asked.migration.id).await.expect("cancel");
+    assert_eq!(asked.job().await, Some(asked.job), "the job that is there does it");
+    fleet::put_back(&mut connection, asked.migration.id, &target, "busy", 0.0).await.expect("put back");
+    assert!(!asked.shown().await.rests());
+    asked.job_fails_for_good().await;
+    let shown = asked.shown().await;
+    assert_eq!((shown.state.as_str(), shown.skipped, shown.failed), ("cancelled", 2, 1));
+    assert!(shown.rests());
+}
+
+#[tokio::test]
+async fn snapshots_that_are_not_ready_when_its_job_fails_or_tenants_are_tried_again_are_seen_to() {
+    let asked = Asked::new(3).await;
+    let id = asked.migration.id;
+    let mut connection = asked.world.db.platform.acquire().await.expect("connect");
+    let mut noted = Vec::new();
+    for (state, marked) in [("failed", true), ("failed", false), ("applied", true)] {
+        let target = claim(&mut connection, &asked.migration, 0).await.expect("a tenant");
+        let snapshot = SnapshotId::random();
+        let tenant = target.tenant_id;
+        snapshots::insert(&mut connection, snapshot, tenant, "before", SnapshotType::Auto, "test")
+            .await
+            .expect("a snapshot");
+        fleet::record_snapshot(&mut connection, id, tenant, snapshot).await.expect("note it");
+        if marked {
+            let position = "0/100".parse().expect("a position");
+            snapshots::record_position(&mut connection, snapshot, position, "file", 1)
+                .await
+                .expect("mark it");
+        }
+        sqlx::query("UPDATE fleet_migrations SET stop_after_failures = 0 WHERE id = $1")
+            .bind(id.0)
+            .execute(&mut *connection)
+            .await
+            .expect("never stop");
+        assert!(fleet::record(&mut connection, id, &target, ended(state)).await.expect("record"));
+        noted.push(snapshot);
+    }
+    drop(connection);
+    let jobs = async |key: String| {
+        sqlx::query_scalar::<_, i64>("SELECT count(*) FROM jobs WHERE dedup_key = $1")
+            .bind(key)
+            .fetch_one(&asked.world.db.platform)
+            .await
+            .expect("count")
+    };
+    asked.job_fails_for_good().await;
+    assert_eq!(jobs(format!("fleet_snapshots {id}")).await, 1, "one job for those with a position");
+    assert_eq!(jobs(format!("snapshot {}", noted[0])).await, 0);
+    assert_eq!(jobs(format!("snapshot {}", noted[1])).await, 1, "its own for the one without");
+    migrations::resume(&asked.world, &operator(), id, true).await.expect("resume");
+    assert_eq!(jobs(format!("snapshot {}", noted[0])).await, 1, "nobody else would know of it");
+    assert_eq!(jobs(format!("snapshot {}", noted[2])).await, 0);
 }

@@ -274,29 +274,141 @@ async fn sql_that_leaves_its_transaction_or_its_role_is_refused_and_leaves_nothi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_that_is_locked_or_held_holds_nobody_up() {
-    let platform = platform(&["t-a", "t-b", "t-c", "t-d"]);
+    let platform = platform(&["t-a", "t-b", "t-c", "t-d", "t-e"]);
     let mut visitor = platform.connect_as_app("t-b").await;
     visitor.execute("BEGIN; LOCK TABLE items").await.expect("lock");
     let hold = "UPDATE tenants SET held_by = gen_random_uuid() WHERE subdomain = 't-c'";
     platform.as_superuser("loomworks_mgmt", hold).await;
+    // Nobody can open this one's password, and none connects to it.
+    let wrapped = "SELECT app_password_wrapped FROM tenant_credentials JOIN tenants ON id = tenant_id WHERE subdomain = 't-e'";
+    let wrapped = platform.sql(wrapped).await;
+    let set_password = async |to: &str| {
+        let sql = format!(
+            "UPDATE tenant_credentials SET app_password_wrapped = '{to}'
+             FROM tenants WHERE id = tenant_id AND subdomain = 't-e'"
+        );
+        platform.as_superuser("loomworks_mgmt", &sql).await;
+    };
+    set_password("\\x00").await;
 
     let patience =
         ["--all", "--lock-timeout", "1", "--busy-timeout", "1", "--stop-after", "0", "--no-snapshot"];
     let (answer, done) = migrate(&platform, ADD_A_ROW, &[&patience[..], &["--concurrency", "2"]].concat());
     assert!(!done);
-    assert_eq!(states(&answer), ["applied", "failed", "failed", "applied"]);
+    assert_eq!(states(&answer), ["applied", "failed", "failed", "applied", "failed"]);
     assert_eq!(answer["migration"]["state"], "failed");
     let errors: Vec<_> =
-        [1, 2].map(|tenant| answer["tenants"][tenant]["error"].as_str().expect("one")).into();
+        [1, 2, 4].map(|tenant| answer["tenants"][tenant]["error"].as_str().expect("one")).into();
     assert!(errors[0].contains("lock") && errors[1] == "the tenant is being restored", "{errors:?}");
+    assert!(errors[2].contains("password"), "{errors:?}");
 
+    set_password(&wrapped).await;
     visitor.execute("ROLLBACK").await.expect("unlock");
     let release = "UPDATE tenants SET held_by = NULL WHERE subdomain = 't-c'";
     platform.as_superuser("loomworks_mgmt", release).await;
     let resumed = platform.cli(&["fleet", "resume", &id(&answer), "--retry-failed"]);
-    assert_eq!(states(&resumed), ["applied"; 4]);
-    for tenant in ["t-a", "t-b", "t-c", "t-d"] {
+    assert_eq!(states(&resumed), ["applied"; 5]);
+    for tenant in ["t-a", "t-b", "t-c", "t-d", "t-e"] {
         assert_eq!(number(&platform, tenant, FLEET_ROWS).await, 1, "{tenant}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_wave_begins_while_the_archive_does_not_have_the_snapshots_so_far() {
+    let mut platform = platform(&["t-a", "t-b", "t-c"]);
+    // The first one needs a base backup, which needs the archive.
+    platform.cli(&["snapshot", "create", "t-a"]);
+    let archive = async |platform: &Platform, command: &str| {
+        platform.as_superuser("postgres", &format!("ALTER SYSTEM {command}")).await;
+        platform.as_superuser("postgres", "SELECT pg_reload_conf()").await;
+    };
+    archive(&platform, "SET archive_command = 'false'").await;
+    // The archiver hears of it some time.
+    let failed = "SELECT failed_count FROM pg_stat_archiver";
+    for _ in 0..1800 {
+        if platform.sql(failed).await != "0" {
+            break;
+        }
+        let switch = "SELECT pg_create_restore_point('test'), pg_switch_wal()";
+        platform.as_superuser("postgres", switch).await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_ne!(platform.sql(failed).await, "0", "the archive does not work");
+    let (migration, job) = begin(&platform, ADD_A_ROW, &["--all"]);
+    platform.wait_for("the wait for the archive", |platform| {
+        let words = platform.job(&job).unwrap_or_default()["progress"].clone();
+        words == "waiting for the archive to have the snapshots so far"
+    });
+    assert_eq!(states(&platform.cli(&["fleet", "show", &migration])), ["applied", "waiting", "waiting"]);
+
+    platform.cli(&["fleet", "pause", &migration]);
+    platform.finish(&job);
+    assert_eq!(states(&platform.cli(&["fleet", "follow", &migration])), ["applied", "waiting", "waiting"]);
+    let job = platform.cli(&["fleet", "resume", &migration, "--no-wait"])["job"].clone();
+    let job = job.as_str().expect("an id");
+    platform.wait_for("the wait again", |platform| {
+        let words = platform.job(job).unwrap_or_default()["progress"].clone();
+        words == "waiting for the archive to have the snapshots so far"
+    });
+    archive(&platform, "RESET archive_command").await;
+    assert_eq!(states(&platform.cli(&["fleet", "follow", &migration])), ["applied"; 3]);
+    platform.wait_for("the last snapshots", |platform| {
+        ["t-a", "t-b", "t-c"].iter().all(|tenant| {
+            let snapshots = platform.cli(&["snapshot", "list", tenant]);
+            snapshots.as_array().expect("snapshots").iter().all(|snapshot| snapshot["state"] == "ready")
+        })
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_job_that_failed_for_good_has_left_running_is_ended_and_seen_to() {
+    let mut platform = platform(&["t-a", "t-b"]);
+    // For the canary it takes for ever, until somebody takes the row away: the session that waits does not see that.
+    let sql = format!("SELECT pg_sleep(100000) FROM items WHERE value = 'slow'; {ADD_A_ROW}");
+    let patience = ["--all", "--no-snapshot", "--statement-timeout", "86400"];
+    for (end, row) in [("resume", 0), ("cancel", -2)] {
+        let mut app = platform.connect_as_app("t-a").await;
+        let slow = format!("INSERT INTO items VALUES ({row}, 'slow')");
+        app.execute(AssertSqlSafe(slow)).await.expect("slow down");
+        let (migration, job) = begin(&platform, &sql, &patience);
+        let sessions = "SELECT count(DISTINCT pid) FROM pg_stat_activity JOIN pg_locks USING (pid)
+                        WHERE application_name LIKE 'loomworks fleet%' AND relation = 'items'::regclass";
+        for _ in 0..1800 {
+            if number(&platform, "t-a", sessions).await == 1 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        assert_eq!(number(&platform, "t-a", sessions).await, 1, "it sleeps");
+        platform.kill();
+        let last_try = format!("UPDATE jobs SET attempts = max_attempts WHERE id = '{job}'");
+        platform.sql(&last_try).await;
+        app.execute("DELETE FROM items WHERE value = 'slow'").await.expect("speed up");
+        platform.serve(None);
+        let rests = platform.try_cli(&["fleet", "follow", &migration]);
+        let rests: Value = serde_json::from_slice(&rests.stdout).expect("JSON");
+        assert_eq!(rests["migration"]["reason"], "its job failed", "{rests:#}");
+        assert_eq!(states(&rests), ["running", "waiting"]);
+        assert_eq!(number(&platform, "t-a", sessions).await, 1, "nobody has ended it yet");
+
+        let ended = match end {
+            "resume" => platform.cli(&["fleet", "resume", &migration]),
+            _ => {
+                platform.cli(&["fleet", "cancel", &migration, "--yes"]);
+                platform.cli(&["fleet", "follow", &migration])
+            }
+        };
+        assert_eq!(number(&platform, "t-a", sessions).await, 0, "what was left is ended");
+        let (state, tenants) = match end {
+            "resume" => ("succeeded", ["applied"; 2]),
+            _ => ("cancelled", ["skipped"; 2]),
+        };
+        assert_eq!(ended["migration"]["state"], state, "{ended:#}");
+        assert_eq!(states(&ended), tenants);
+        // The second run has added nothing.
+        for tenant in ["t-a", "t-b"] {
+            assert_eq!(number(&platform, tenant, FLEET_ROWS).await, 1, "{tenant}");
+        }
     }
 }
 
@@ -317,7 +429,7 @@ async fn a_fleet_migration_survives_a_crash_at_every_step() {
         assert_eq!(platform.cli(&["fleet", "list", "--limit", "1"])[0]["state"], "succeeded");
     };
     let places = survives_every_crash(&mut platform, "fleet_migration", start, check).await;
-    assert_eq!(places, 5, "planning, the canary, two waves, the end");
+    assert_eq!(places, 7, "planning, the canary, two waves and the waits before them, the end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
