@@ -176,8 +176,9 @@ pub async fn to_measure(connection: &mut PgConnection, at_most: i64) -> sqlx::Re
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(at_most).fetch_all(connection).await
 }
 
-/// Notes many measurements in one statement. One that could not be made leaves what was known. A full database is told
-/// so again each time: tables may have been made meanwhile by a transaction that had not ended.
+/// Notes many measurements in one statement. One that could not be made leaves what was known.
+///
+/// A full database is told so again each time: tables may have been made meanwhile by a transaction that had not ended.
 pub async fn record_measured(
     connection: &mut PgConnection,
     tenants: &[Uuid],
