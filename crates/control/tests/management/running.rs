@@ -371,7 +371,7 @@ async fn the_sweep_removes_what_ended_long_ago_and_nothing_else() {
     let mut connection = world.db.platform.acquire().await.expect("connect");
     let sweep = jobs::enqueue(&mut connection, &Sweep {}, "test").await.expect("enqueue");
     let swept = running.until(sweep, "succeeded").await;
-    assert_eq!(swept.result, Some(json!({ "jobs": 1, "notifications": 0 })));
+    assert_eq!(swept.result, Some(json!({ "jobs": 1, "notifications": 0, "deliveries": 0 })));
     assert!(matches!(jobs::get(world, &operator(), old).await, Err(Error::NotFound(_))));
     running.job(new).await;
     running.end().await;
