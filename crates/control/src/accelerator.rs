@@ -40,6 +40,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
 /// After a failure nobody asks for so long: a Redis that is away must not cost each request a timeout.
 const REST: Duration = Duration::from_secs(1);
 
+/// So often at most a process says to the others that jobs wait.
+const PASSED_ON_EVERY: Duration = Duration::from_millis(20);
+
 const WAKE: &str = "freight:platform:jobs:wake";
 
 /// The generic cell rate algorithm: of an allowance all that is kept is the moment at which it is whole again, and each
@@ -128,20 +131,20 @@ impl Accelerator {
         self.run::<i64>(Cmd::publish(WAKE, "")).await;
     }
 
-    /// Wakes this process whenever one says that a job waits. Ends at once without Redis, otherwise never.
+    /// Passes on to the other processes what this one hears from the database, and wakes this one by what they pass on
+    /// while it does not hear the database itself. Ends at once without Redis, otherwise never.
     pub(crate) async fn hear(&self, signals: &Signals) {
-        let Some(parts) = &self.0 else { return };
+        if let Some(parts) = &self.0 {
+            tokio::join!(parts.hear(signals), self.pass_on(signals));
+        }
+    }
+
+    async fn pass_on(&self, signals: &Signals) {
         loop {
-            if let Ok(Ok(mut channel)) =
-                tokio::time::timeout(CONNECT_TIMEOUT, parts.client.get_async_pubsub()).await
-                && channel.subscribe(WAKE).await.is_ok()
-            {
-                let mut calls = channel.on_message();
-                while calls.next().await.is_some() {
-                    signals.wake();
-                }
-            }
-            tokio::time::sleep(REST).await;
+            signals.called().await;
+            self.tell_job_waits().await;
+            // What is called meanwhile is passed on at once.
+            tokio::time::sleep(PASSED_ON_EVERY).await;
         }
     }
 
@@ -162,6 +165,21 @@ impl Accelerator {
 }
 
 impl Parts {
+    async fn hear(&self, signals: &Signals) {
+        loop {
+            if let Ok(Ok(mut channel)) =
+                tokio::time::timeout(CONNECT_TIMEOUT, self.client.get_async_pubsub()).await
+                && channel.subscribe(WAKE).await.is_ok()
+            {
+                let mut calls = channel.on_message();
+                while calls.next().await.is_some() {
+                    signals.wake_unless_hearing();
+                }
+            }
+            tokio::time::sleep(REST).await;
+        }
+    }
+
     /// Asks on a connection that nobody else uses at the moment.
     async fn ask<T>(
         &self,
@@ -262,5 +280,23 @@ mod tests {
         let nobody = Accelerator::new(&SecretString::from("redis://127.0.0.1:9"), 2).unwrap();
         assert_eq!(nobody.take(None, "x", rate).await, None);
         nobody.tell_job_waits().await;
+    }
+
+    #[tokio::test]
+    async fn what_one_process_hears_wakes_one_that_has_lost_the_database() {
+        let redis = loomworks_testkit::Redis::start();
+        let process = || {
+            let accelerator = Accelerator::new(&redis.url().into(), 4).expect("an address");
+            let signals = Signals::default();
+            let hearing = signals.clone();
+            tokio::spawn(async move { accelerator.hear(&hearing).await });
+            signals
+        };
+        let (hears, deaf) = (process(), process());
+        while redis.cli(&["PUBSUB", "NUMSUB", WAKE]) != format!("{WAKE}\n2") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        hears.call();
+        deaf.woken().await;
     }
 }

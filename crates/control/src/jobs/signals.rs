@@ -4,6 +4,7 @@
 //! only less often.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use loomworks_core::ids::JobId;
@@ -23,6 +24,10 @@ pub struct Signals(Arc<Parts>);
 
 struct Parts {
     waiting: Notify,
+    /// The database has called that a job waits, for whoever passes it on.
+    called: Notify,
+    /// Whether it would be heard if it did.
+    hearing: AtomicBool,
     changed: broadcast::Sender<JobId>,
     listening: OnceCell<()>,
 }
@@ -30,7 +35,13 @@ struct Parts {
 impl Default for Signals {
     fn default() -> Self {
         let changed = broadcast::Sender::new(BACKLOG);
-        Self(Arc::new(Parts { waiting: Notify::new(), changed, listening: OnceCell::new() }))
+        Self(Arc::new(Parts {
+            waiting: Notify::new(),
+            called: Notify::new(),
+            hearing: AtomicBool::new(false),
+            changed,
+            listening: OnceCell::new(),
+        }))
     }
 }
 
@@ -38,7 +49,29 @@ impl Signals {
     /// Waits until it is called out that a job waits. One who waits is woken by what was called since the last time.
     pub async fn job_waits(&self, pool: &PgPool) {
         self.listen(pool).await;
+        self.woken().await;
+    }
+
+    pub(crate) async fn woken(&self) {
         self.0.waiting.notified().await;
+    }
+
+    /// Waits until the database has called that a job waits.
+    pub(crate) async fn called(&self) {
+        self.0.called.notified().await;
+    }
+
+    /// It has called.
+    pub(crate) fn call(&self) {
+        self.wake();
+        self.0.called.notify_one();
+    }
+
+    /// Somebody else says that the database has called. Whoever has heard it himself need not look twice.
+    pub(crate) fn wake_unless_hearing(&self) {
+        if !self.0.hearing.load(Ordering::Relaxed) {
+            self.wake();
+        }
     }
 
     /// Says to this process that a job waits.
@@ -67,6 +100,7 @@ async fn hear(signals: Signals, pool: PgPool) {
         if let Err(error) = hear_until_lost(&signals, &pool).await {
             debug!(%error, "the connection that hears of jobs was lost; making another");
         }
+        signals.0.hearing.store(false, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
@@ -74,12 +108,13 @@ async fn hear(signals: Signals, pool: PgPool) {
 async fn hear_until_lost(signals: &Signals, pool: &PgPool) -> sqlx::Result<()> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen_all([CHANNEL, CHANGES]).await?;
+    signals.0.hearing.store(true, Ordering::Relaxed);
     // Something may have been called while nobody listened.
     signals.wake();
     loop {
         let call = listener.recv().await?;
         if call.channel() == CHANNEL {
-            signals.wake();
+            signals.call();
             continue;
         }
         for id in call.payload().split(' ').filter_map(|id| id.parse().ok()) {
