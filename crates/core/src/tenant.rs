@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 ///
 /// ```text
 /// draft ─► provisioning ─► active ⇄ suspended
-///   │                         ⇅         ⇅
-///   │                          archived
-///   ▼                             ▼
-/// destroyed ◄─────────────────────┘
+///   │           │             ⇅         ⇅
+///   │           │              archived
+///   ▼           ▼                 ▼
+/// destroyed ◄───┴─────────────────┘
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -49,17 +49,6 @@ pub enum Change {
     Destroy,
 }
 
-/// Who may ask for a change. A tenant's own people may ask for none of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum By {
-    /// An operator with the permission to manage.
-    Operator,
-    /// An operator, or the platform itself when a subscription says so.
-    OperatorOrSubscription,
-    /// Only the job that does it.
-    Job,
-}
-
 /// A change that the tenant's state does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a tenant that is {} cannot be {}", from.adjective(), change.participle())]
@@ -84,7 +73,7 @@ impl TenantState {
             (Active | Suspended, Change::Suspend)
             | (Archived | Suspended, Change::Unarchive { suspended: true }) => Ok(Suspended),
             (Active | Suspended | Archived, Change::Archive) => Ok(Archived),
-            (Draft | Archived | Destroyed, Change::Destroy) => Ok(Destroyed),
+            (Draft | Provisioning | Archived | Destroyed, Change::Destroy) => Ok(Destroyed),
             (from, change) => Err(NotAllowed { from, change }),
         }
     }
@@ -110,16 +99,6 @@ impl TenantState {
 }
 
 impl Change {
-    /// Who may ask for it.
-    #[must_use]
-    pub fn by(self) -> By {
-        match self {
-            Self::Provision | Self::Archive | Self::Unarchive { .. } | Self::Destroy => By::Operator,
-            Self::Suspend | Self::Resume => By::OperatorOrSubscription,
-            Self::Provisioned => By::Job,
-        }
-    }
-
     fn participle(self) -> &'static str {
         match self {
             Self::Provision => "provisioned",
