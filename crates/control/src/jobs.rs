@@ -31,6 +31,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 use crate::World;
+use crate::access::Permission;
 use crate::db;
 use crate::error::{Error, chain};
 
@@ -107,6 +108,9 @@ pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
     const MAX_ATTEMPTS: i32 = 20;
     /// What people ask for instead, where a job of the kind can be neither cancelled nor tried again by itself.
     const INSTEAD: Option<&'static str> = None;
+    /// What one of the tenant's own people needs to cancel it or to try it again: what asking for it takes. `None`:
+    /// tenants do not ask for it, and only operators may change it.
+    const TENANTS_NEED: Option<Permission> = None;
     type Step: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync;
 
     /// The tenant it is for.
@@ -172,6 +176,37 @@ pub async fn enqueue_in<W: Work>(
     work: &W,
     requested_by: &str,
 ) -> Result<JobId, Error> {
+    match insert_or_find(connection, queue, work, requested_by).await? {
+        Enqueued::New(id) | Enqueued::Found(id) => Ok(id),
+    }
+}
+
+/// Enqueues a job whose key others have as well. One of them that is unfinished is another thing than was asked for:
+/// that is a conflict, told in these words.
+pub async fn enqueue_alone<W: Work>(
+    connection: &mut PgConnection,
+    work: &W,
+    requested_by: &str,
+    conflict: &str,
+) -> Result<JobId, Error> {
+    match insert_or_find(connection, W::QUEUE, work, requested_by).await? {
+        Enqueued::New(id) => Ok(id),
+        Enqueued::Found(id) => Err(Error::conflict(conflict).with_hint(format!("follow job {id}"))),
+    }
+}
+
+enum Enqueued {
+    New(JobId),
+    /// An unfinished one has the key.
+    Found(JobId),
+}
+
+async fn insert_or_find<W: Work>(
+    connection: &mut PgConnection,
+    queue: Queue,
+    work: &W,
+    requested_by: &str,
+) -> Result<Enqueued, Error> {
     let dedup_key = work.dedup_key();
     let value = serde_json::to_value(work).map_err(|error| Error::Internal(error.to_string()))?;
     let new = || db::jobs::New {
@@ -186,10 +221,10 @@ pub async fn enqueue_in<W: Work>(
     // Twice: the unfinished one may end between the insert and the look.
     for _ in 0..2 {
         if let Some(id) = db::jobs::insert(connection, new()).await? {
-            return Ok(id);
+            return Ok(Enqueued::New(id));
         }
         if let Some(id) = db::jobs::unfinished(connection, &dedup_key).await? {
-            return Ok(id);
+            return Ok(Enqueued::Found(id));
         }
     }
     Err(Error::conflict("the same job has just ended").with_hint("ask again"))

@@ -95,8 +95,7 @@ fn check_confirmation(tenant: &rows::Tenant, confirm: &str) -> Result<(), Error>
         .with_hint(format!("send \"confirm\": \"{}\"", tenant.subdomain)))
 }
 
-/// Enqueues a job that exchanges databases; refuses while another one of the tenant is unfinished, since finding
-/// that one instead would be another thing than was asked for.
+/// Enqueues a job that exchanges databases; refuses while another one of the tenant is unfinished.
 async fn enqueue_exchange<W: jobs::Work>(
     world: &World,
     granted: &Granted,
@@ -105,11 +104,8 @@ async fn enqueue_exchange<W: jobs::Work>(
     detail: serde_json::Value,
 ) -> Result<JobId, Error> {
     let mut scoped = granted.begin(&world.db).await?;
-    if let Some(job) = crate::db::jobs::unfinished(&mut scoped, &work.dedup_key()).await? {
-        return Err(Error::conflict("another exchange of this tenant's databases is under way")
-            .with_hint(format!("follow job {job}")));
-    }
-    let job = jobs::enqueue(&mut scoped, work, &granted.actor).await?;
+    let under_way = "another exchange of this tenant's databases is under way";
+    let job = jobs::enqueue_alone(&mut scoped, work, &granted.actor, under_way).await?;
     audit::record(&mut scoped, &granted.actor, action, Some(granted.tenant()), detail).await?;
     scoped.commit().await?;
     Ok(job)

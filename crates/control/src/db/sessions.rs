@@ -100,13 +100,13 @@ pub async fn list(
         .await
 }
 
-/// Moves a session on in its life. A state it has left already does not come back.
+/// Moves a session on in its life. A state it has left already does not come back: `Ok(false)`.
 pub async fn set_state(
     connection: &mut PgConnection,
     id: SessionId,
     from: &[&str],
     to: &str,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<bool> {
     sqlx::query(
         "UPDATE ai_sessions SET state = $3, closed_at = CASE WHEN $3 = 'closed' THEN now() END
          WHERE id = $1 AND state = ANY($2)",
@@ -116,7 +116,7 @@ pub async fn set_state(
     .bind(to)
     .execute(connection)
     .await
-    .map(drop)
+    .map(|done| done.rows_affected() > 0)
 }
 
 /// Sessions whose time is over and that still have a role.

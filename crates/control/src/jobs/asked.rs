@@ -42,7 +42,7 @@ pub async fn get(world: &World, caller: &Caller, id: JobId) -> Result<Job, Error
     jobs::get(&mut scoped, id).await?.ok_or(Error::NotFound("such job"))
 }
 
-/// Tries a job again that has failed or was cancelled, at the step that was saved, with all its tries.
+/// Tries a job again that has failed or was cancelled, at the step that its kind says, with all its tries.
 pub async fn retry(world: &World, caller: &Caller, id: JobId) -> Result<Job, Error> {
     let actor = may_change(world, caller, id).await?;
     let mut transaction = world.db.platform.begin().await?;
@@ -89,8 +89,9 @@ pub async fn cancel(world: &World, caller: &Caller, id: JobId) -> Result<Job, Er
             .with_hint(kind.instead().unwrap_or(wait)));
     }
     if job.state == "waiting" {
-        kind.give_up(&mut transaction, &job).await?;
+        // First it has ended: what is enqueued to put things right may have its key.
         jobs::cancel_waiting(&mut transaction, id).await?;
+        kind.give_up(&mut transaction, &job).await?;
     } else {
         jobs::request_cancel(&mut transaction, id).await?;
     }
@@ -117,13 +118,18 @@ fn kind<'a>(world: &'a World, job: &Locked) -> Result<&'a dyn Kind, Error> {
 
 /// Whether the caller may change that job; gives the name under which he does. Tenants' own transactions cannot change
 /// jobs, so whoever gets it does so with the platform's.
+///
+/// A tenant's own people may change what they could have asked for, also where an operator did. What is done with
+/// the tenant, whoever has it done, is not theirs to stop or to repeat.
 async fn may_change(world: &World, caller: &Caller, id: JobId) -> Result<String, Error> {
     // First whether he may see it: somebody else's job is none.
     let job = get(world, caller, id).await?;
     match (caller.scope, job.tenant_id) {
         (Scope::Operator, _) => access::operator(caller, Permission::Manage).map(|operator| operator.actor),
         (_, Some(tenant)) => {
-            let granted = access::tenant(&world.db, caller, &tenant.to_string(), Permission::Work).await?;
+            let kind = world.kinds.find(&job.kind);
+            let needed = kind.and_then(|kind| kind.tenants_need()).ok_or(Error::Forbidden)?;
+            let granted = access::tenant(&world.db, caller, &tenant.to_string(), needed).await?;
             Ok(granted.actor)
         }
         (_, None) => Err(Error::NotFound("such job")),

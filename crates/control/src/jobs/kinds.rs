@@ -13,6 +13,7 @@ use sqlx::PgConnection;
 use super::saver::Saver;
 use super::{Context, Work, drive};
 use crate::World;
+use crate::access::Permission;
 use crate::db::jobs::{Claim, Locked};
 use crate::error::Error;
 
@@ -24,6 +25,9 @@ pub(crate) trait Kind: Send + Sync {
 
     /// What people ask for instead of cancelling or retrying a job.
     fn instead(&self) -> Option<&'static str>;
+
+    /// What a tenant's own people need to change it. `None`: they may not.
+    fn tenants_need(&self) -> Option<Permission>;
 
     /// Runs a claimed job as far as it goes.
     fn drive<'a>(&'a self, world: &'a World, saver: &'a Saver, claim: &'a Claim) -> Future<'a, ()>;
@@ -50,6 +54,11 @@ impl Kinds {
         self
     }
 
+    /// Their words in the queue.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.keys().copied()
+    }
+
     pub(crate) fn find(&self, kind: &str) -> Option<&dyn Kind> {
         self.0.get(kind).map(Arc::as_ref)
     }
@@ -64,6 +73,10 @@ impl<W: Work> Kind for Of<W> {
 
     fn instead(&self) -> Option<&'static str> {
         W::INSTEAD
+    }
+
+    fn tenants_need(&self) -> Option<Permission> {
+        W::TENANTS_NEED
     }
 
     fn drive<'a>(&'a self, world: &'a World, saver: &'a Saver, claim: &'a Claim) -> Future<'a, ()> {

@@ -10,6 +10,8 @@ use sqlx::PgConnection;
 
 use super::provision::names;
 use crate::World;
+use crate::access::Permission;
+use crate::audit;
 use crate::db::sessions::{self, Session};
 use crate::db::snapshots;
 use crate::error::Error;
@@ -39,6 +41,7 @@ pub enum OpenStep {
 impl Work for OpenSession {
     const KIND: &'static str = "open_session";
     const QUEUE: Queue = Queue::HighPriority;
+    const TENANTS_NEED: Option<Permission> = Some(Permission::Work);
     type Step = OpenStep;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -116,6 +119,7 @@ pub enum CloseStep {
 impl Work for CloseSession {
     const KIND: &'static str = "close_session";
     const QUEUE: Queue = Queue::HighPriority;
+    const TENANTS_NEED: Option<Permission> = Some(Permission::Work);
     type Step = CloseStep;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -144,7 +148,12 @@ impl Work for CloseSession {
         false
     }
 
-    async fn run(&self, step: &CloseStep, world: &World, _: &Context) -> Result<Then<CloseStep>, StepError> {
+    async fn run(
+        &self,
+        step: &CloseStep,
+        world: &World,
+        context: &Context,
+    ) -> Result<Then<CloseStep>, StepError> {
         let mut mgmt = world.db.platform.acquire().await?;
         let Some(session) = sessions::get(&mut mgmt, self.tenant, self.session).await? else {
             return Err(Error::NotFound("such session").into());
@@ -169,8 +178,16 @@ impl Work for CloseSession {
                 Ok(Then::Next(CloseStep::Record))
             }
             CloseStep::Record => {
-                sessions::set_state(&mut mgmt, self.session, &["opening", "open", "closing"], "closed")
-                    .await?;
+                drop(mgmt);
+                let mut transaction = world.db.platform.begin().await?;
+                let open = ["opening", "open", "closing"];
+                if sessions::set_state(&mut transaction, self.session, &open, "closed").await? {
+                    let detail = json!({ "session": self.session, "agent": session.agent });
+                    let by = &context.requested_by;
+                    let action = "ai_session.ended";
+                    audit::record(&mut transaction, by, action, Some(self.tenant), detail).await?;
+                }
+                transaction.commit().await?;
                 Ok(Then::Done(json!({ "session": self.session })))
             }
         }

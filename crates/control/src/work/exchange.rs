@@ -22,6 +22,7 @@ use sqlx::PgConnection;
 
 use super::provision::names;
 use crate::World;
+use crate::access::Permission;
 use crate::db::routes;
 use crate::db::tenants::{self, TenantDatabase};
 use crate::error::Error;
@@ -194,6 +195,7 @@ pub struct SwapBack {
 impl Work for SwapBack {
     const KIND: &'static str = "swap_back";
     const QUEUE: Queue = Queue::HighPriority;
+    const TENANTS_NEED: Option<Permission> = Some(Permission::Manage);
     type Step = Exchange;
 
     fn tenant(&self) -> Option<TenantId> {

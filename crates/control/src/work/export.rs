@@ -22,6 +22,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 
 use crate::World;
+use crate::access::Permission;
 use crate::audit;
 use crate::data_keys::{self, DataKey};
 use crate::db::notifications::Severity;
@@ -58,6 +59,7 @@ pub enum Step {
 
 impl Work for MakeExport {
     const KIND: &'static str = "export";
+    const TENANTS_NEED: Option<Permission> = Some(Permission::Manage);
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {

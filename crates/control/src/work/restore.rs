@@ -20,6 +20,7 @@ use super::exchange::{self, Exchange, Turn};
 use super::provision::names;
 use super::snapshot::{ARCHIVE_POLL, become_ready, mark};
 use crate::World;
+use crate::access::Permission;
 use crate::credentials::app_roles;
 use crate::db::snapshots::{self, SnapshotType};
 use crate::db::tenants::TenantDatabase;
@@ -76,6 +77,7 @@ pub enum Step {
 
 impl Work for Restore {
     const KIND: &'static str = "restore";
+    const TENANTS_NEED: Option<Permission> = Some(Permission::Manage);
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {

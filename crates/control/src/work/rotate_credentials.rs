@@ -20,6 +20,7 @@ use serde_json::json;
 use super::provision::names;
 use crate::World;
 use crate::audit;
+use crate::access::Permission;
 use crate::credentials::{app_password_purpose, app_roles, random_password, write_password_file};
 use crate::db::credentials;
 use crate::error::Error;
@@ -50,6 +51,7 @@ pub enum Step {
 impl Work for RotateCredentials {
     const KIND: &'static str = "rotate_credentials";
     type Step = Step;
+    const TENANTS_NEED: Option<Permission> = Some(Permission::Manage);
 
     fn tenant(&self) -> Option<TenantId> {
         Some(self.tenant)

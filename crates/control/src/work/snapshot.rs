@@ -15,6 +15,7 @@ use sqlx::PgConnection;
 
 use super::provision::names;
 use crate::World;
+use crate::access::Permission;
 use crate::db::snapshots;
 use crate::error::Error;
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
@@ -38,6 +39,7 @@ pub enum Step {
 impl Work for TakeSnapshot {
     const KIND: &'static str = "snapshot";
     const QUEUE: Queue = Queue::HighPriority;
+    const TENANTS_NEED: Option<Permission> = Some(Permission::Work);
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {
