@@ -18,6 +18,14 @@ pub struct Rotation {
     pub is_long_over: bool,
 }
 
+impl Rotation {
+    /// Whether this is the former role of a rotation that is under way.
+    #[must_use]
+    pub fn is_retiring(&self, role: &str) -> bool {
+        self.retiring_role.as_deref() == Some(role) && self.app_role != role
+    }
+}
+
 /// The state, with the password that the next role is to have. Made once: whoever asks again finds the first.
 pub async fn prepare(
     connection: &mut PgConnection,
@@ -75,6 +83,25 @@ pub async fn put_in_use(
     .execute(connection)
     .await?;
     Ok(true)
+}
+
+/// Notes that the app was told of the role that is in use: only now does the time count in which both can log in.
+pub async fn record_handed_over(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    from: &str,
+    overlap_seconds: f64,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE tenant_credentials SET rotated_at = now(), retire_after = now() + make_interval(secs => $3)
+         WHERE tenant_id = $1 AND retiring_role = $2",
+    )
+    .bind(tenant.0)
+    .bind(from)
+    .bind(overlap_seconds)
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 /// Notes that the former role can log in no more.

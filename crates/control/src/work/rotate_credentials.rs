@@ -16,11 +16,12 @@ use loomworks_core::ids::TenantId;
 use loomworks_postgres::roles::{self, Login, Verifier};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::PgConnection;
 
 use super::provision::names;
 use crate::World;
-use crate::audit;
 use crate::access::Permission;
+use crate::audit;
 use crate::credentials::{app_password_purpose, app_roles, random_password, write_password_file};
 use crate::db::credentials;
 use crate::error::Error;
@@ -50,8 +51,8 @@ pub enum Step {
 
 impl Work for RotateCredentials {
     const KIND: &'static str = "rotate_credentials";
-    type Step = Step;
     const TENANTS_NEED: Option<Permission> = Some(Permission::Manage);
+    type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {
         Some(self.tenant)
@@ -83,7 +84,18 @@ impl Work for RotateCredentials {
         matches!(step, Step::Prepare | Step::MakeRole { .. })
     }
 
+    /// Which role is in use may be the other way round by now, so what a step says of them is not gone on with.
+    async fn take_up(&self, _: &Step, _: &mut PgConnection, _: &Context) -> Result<Option<Step>, Error> {
+        Ok(None)
+    }
+
     async fn run(&self, step: &Step, world: &World, context: &Context) -> Result<Then<Step>, StepError> {
+        if let Some(from) = step.retiring()
+            && !self.rotation(world).await?.is_retiring(from)
+        {
+            // It was brought to its end by somebody else.
+            return Ok(self.done(0));
+        }
         match step {
             Step::Prepare => self.prepare(world).await,
             Step::MakeRole { from, to } => self.make_role(world, from, to).await,
@@ -104,6 +116,9 @@ impl Work for RotateCredentials {
             Step::HandOver { from } => {
                 let names = names(world, self.tenant).await?;
                 write_password_file(world, &names.profile).await?;
+                let overlap = world.credential_policy.overlap.as_secs_f64();
+                let mut mgmt = world.db.platform.acquire().await?;
+                credentials::record_handed_over(&mut mgmt, self.tenant, from, overlap).await?;
                 Ok(Then::Next(Step::Overlap { from: from.clone() }))
             }
             Step::Overlap { from } if self.rotation(world).await?.is_over => {
@@ -120,7 +135,24 @@ impl Work for RotateCredentials {
     }
 }
 
+impl Step {
+    /// The former role, in the steps that come after the next one was put in use.
+    fn retiring(&self) -> Option<&str> {
+        match self {
+            Self::Prepare | Self::MakeRole { .. } | Self::PutInUse { .. } => None,
+            Self::HandOver { from }
+            | Self::Overlap { from }
+            | Self::LockOut { from }
+            | Self::EndSessions { from } => Some(from),
+        }
+    }
+}
+
 impl RotateCredentials {
+    fn done(&self, sessions_ended: i64) -> Then<Step> {
+        Then::Done(json!({ "tenant": self.tenant, "sessions_ended": sessions_ended }))
+    }
+
     async fn rotation(&self, world: &World) -> Result<credentials::Rotation, Error> {
         let mut mgmt = world.db.platform.acquire().await?;
         credentials::rotation(&mut mgmt, self.tenant).await?.ok_or(Error::NotFound("such tenant"))
@@ -145,7 +177,15 @@ impl RotateCredentials {
     /// The next role can do what the former one can, and is set as that one is.
     async fn make_role(&self, world: &World, from: &str, to: &str) -> Result<Then<Step>, StepError> {
         let names = names(world, self.tenant).await?;
-        let wrapped = self.rotation(world).await?.next_password_wrapped.ok_or_else(|| {
+        let rotation = self.rotation(world).await?;
+        // It would set the password of a role that is in use, or that its last sessions still use.
+        if rotation.app_role != from || rotation.retiring_role.is_some() {
+            return Err(StepError::permanent(
+                format!("`{from}` is not the role that is in use"),
+                "ask for the credentials to be rotated anew",
+            ));
+        }
+        let wrapped = rotation.next_password_wrapped.ok_or_else(|| {
             Error::Internal(format!("tenant {} has no password for its next role", self.tenant))
         })?;
         let password = world.master_key.unwrap(&wrapped, &app_password_purpose(self.tenant))?;
@@ -174,7 +214,7 @@ impl RotateCredentials {
         roles::forget_password(&mut admin, from).await?;
         let mut mgmt = world.db.platform.acquire().await?;
         credentials::record_retired(&mut mgmt, self.tenant).await?;
-        Ok(Then::Done(json!({ "tenant": self.tenant, "sessions_ended": busy })))
+        Ok(self.done(busy))
     }
 }
 

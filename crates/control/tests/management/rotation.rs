@@ -48,12 +48,27 @@ async fn a_password_is_due_when_it_is_old_and_when_its_rotation_was_not_brought_
     let row = tenants::credentials(&mut connection, id).await.expect("look");
     assert_eq!(
         (row.app_role, row.app_password_wrapped),
-        (to, b"next".to_vec()),
+        (to.clone(), b"next".to_vec()),
         "the first that was prepared"
     );
     assert!(!is_due(&mut connection, id).await, "its overlap is not over");
     let rotation = credentials::rotation(&mut connection, id).await.expect("look").expect("a row");
-    assert!(!rotation.is_over && rotation.retiring_role.as_deref() == Some(from.as_str()));
+    assert!(!rotation.is_over && rotation.is_retiring(&from));
+    assert!(!rotation.is_retiring(&to), "{to} is in use");
+
+    // The process died before the app was told, and came back when the overlap was over: it begins now.
+    change(
+        &mut connection,
+        id,
+        "rotated_at = now() - interval '3 hours', retire_after = now() - interval '2 hours'",
+    )
+    .await;
+    credentials::record_handed_over(&mut connection, id, &to, HOUR).await.expect("another role");
+    let rotation = credentials::rotation(&mut connection, id).await.expect("look").expect("a row");
+    assert!(rotation.is_over && rotation.is_long_over);
+    credentials::record_handed_over(&mut connection, id, &from, HOUR).await.expect("record");
+    let rotation = credentials::rotation(&mut connection, id).await.expect("look").expect("a row");
+    assert!(!rotation.is_over && !rotation.is_long_over, "{rotation:?}");
 
     change(&mut connection, id, "retire_after = now() - interval '1 second'").await;
     assert!(is_due(&mut connection, id).await, "nobody has locked the former role out");
