@@ -31,6 +31,8 @@ ALTER TABLE tenants
     ADD COLUMN archived_until timestamptz,
     ADD COLUMN archived_by text,
     ADD COLUMN archive_reason text,
+    -- Its database is closed and there is a snapshot of all that is in it. NULL: somebody may still have come in.
+    ADD COLUMN archive_complete_since timestamptz,
     -- Set by the first write that cannot be taken back: from then on the only way is forward.
     ADD COLUMN destroying_since timestamptz,
     ADD COLUMN destroyed_at timestamptz,

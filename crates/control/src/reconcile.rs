@@ -19,11 +19,12 @@ use crate::error::{Error, chain};
 use crate::jobs;
 use crate::subscriptions;
 use crate::work::ai_session::CloseSession;
+use crate::work::archive::Archive;
 use crate::work::backup::TakeBackup;
 use crate::work::deliver_webhook::DeliverWebhook;
 use crate::work::destroy::Destroy;
 use crate::work::drop_former::DropFormer;
-use crate::work::export::RemoveExport;
+use crate::work::export::{self, RemoveExport};
 use crate::work::fan_out::FanOut;
 use crate::work::limits::{self, ApplyLimits, MeasureUsage};
 use crate::work::pool::{self, FillPool, TidyTemplates};
@@ -66,11 +67,13 @@ pub async fn run(world: World, duties: Duties, mut stop: watch::Receiver<bool>) 
             }
             if round % ROUNDS_OF_TIDYING == ROUNDS_OF_TIDYING - 1 {
                 report(left_over_templates(&world).await);
+                report(left_over_exports(&world).await);
             }
             report(fresh_notifications(&world).await);
             report(due_deliveries(&world).await);
             report(due_subscriptions(&world).await);
             report(unfinished_ends(&world).await);
+            report(incomplete_archives(&world).await);
             report(old_exports(&world).await);
         }
         if duties.backups {
@@ -190,7 +193,18 @@ async fn fresh_notifications(world: &World) -> Result<(), Error> {
 async fn unfinished_ends(world: &World) -> Result<(), Error> {
     let mut mgmt = world.db.platform.acquire().await?;
     for tenant in lifecycle::destroying_without_job(&mut mgmt).await? {
-        jobs::enqueue(&mut mgmt, &Destroy { tenant }, ACTOR).await?;
+        // It was confirmed when it was begun.
+        let work = Destroy { tenant, before_retention_ends: false };
+        jobs::enqueue(&mut mgmt, &work, ACTOR).await?;
+    }
+    Ok(())
+}
+
+/// Archived tenants whose database is not closed or has no last snapshot.
+async fn incomplete_archives(world: &World) -> Result<(), Error> {
+    let mut mgmt = world.db.platform.acquire().await?;
+    for tenant in lifecycle::archived_incompletely(&mut mgmt).await? {
+        jobs::enqueue(&mut mgmt, &Archive { tenant, reason: None }, ACTOR).await?;
     }
     Ok(())
 }
@@ -206,7 +220,23 @@ async fn due_deliveries(world: &World) -> Result<(), Error> {
 
 async fn old_exports(world: &World) -> Result<(), Error> {
     let mut mgmt = world.db.platform.acquire().await?;
+    if job_rows::failed_within_hour(&mut mgmt, "remove_export").await? {
+        return Ok(());
+    }
     for (tenant, export) in exports::expired(&mut mgmt).await? {
+        jobs::enqueue(&mut mgmt, &RemoveExport { tenant, export }, ACTOR).await?;
+    }
+    Ok(())
+}
+
+/// Files of exports that failed, and of those whose removal did: what was collected can be read by whoever reads the
+/// disk.
+async fn left_over_exports(world: &World) -> Result<(), Error> {
+    let mut mgmt = world.db.platform.acquire().await?;
+    if job_rows::failed_within_hour(&mut mgmt, "remove_export").await? {
+        return Ok(());
+    }
+    for (tenant, export) in export::left_over(world, &mut mgmt).await? {
         jobs::enqueue(&mut mgmt, &RemoveExport { tenant, export }, ACTOR).await?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use loomworks_core::ids::JobId;
 use loomworks_core::tenant::{Change, TenantState, retention_allows};
 use loomworks_core::time;
-use loomworks_postgres::{closing, databases, roles};
+use loomworks_postgres::{databases, roles};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -11,12 +11,12 @@ use crate::World;
 use crate::access::{Granted, Operator};
 use crate::db::erasure::{self as rows, TableRows};
 use crate::db::lifecycle::{self, Standing};
-use crate::db::tenants::{self as tenant_rows, Tenant};
+use crate::db::tenants::{self as tenant_rows, Tenant, TenantDatabase};
 use crate::error::Error;
 use crate::jobs::{self, Work};
 use crate::tenants::{checked_reason, state_after};
 use crate::work::archive::{Archive, Unarchive};
-use crate::work::destroy::Destroy;
+use crate::work::destroy::{self, Destroy};
 use crate::{audit, erasure};
 
 /// Asks for a tenant to be archived. `confirm` names it, so that nobody archives the wrong one by a slip.
@@ -55,7 +55,7 @@ pub async fn destroy(
     before_retention_ends: bool,
 ) -> Result<JobId, Error> {
     let asked = Asked { confirm: Some(confirm), change: Change::Destroy, action: "tenant.destroy_requested" };
-    let work = Destroy { tenant: granted.tenant() };
+    let work = Destroy { tenant: granted.tenant(), before_retention_ends };
     let detail = json!({ "before_retention_ends": before_retention_ends });
     ask(world, operator, granted, asked, &work, detail, |standing| {
         retention_over(standing, before_retention_ends)
@@ -63,7 +63,7 @@ pub async fn destroy(
     .await
 }
 
-fn retention_over(standing: &Standing, before_it_ends: bool) -> Result<(), Error> {
+pub(crate) fn retention_over(standing: &Standing, before_it_ends: bool) -> Result<(), Error> {
     // Begun is begun: a destruction that stopped goes on without being asked for again.
     let until = match standing.destroying_since {
         Some(_) => None,
@@ -102,11 +102,8 @@ async fn ask<W: Work>(
     }
     state_after(&standing, asked.change)?;
     allowed(&standing)?;
-    if let Some(job) = crate::db::jobs::unfinished(&mut scoped, &work.dedup_key()).await? {
-        return Err(Error::conflict("something else is being done with this tenant")
-            .with_hint(format!("follow job {job}")));
-    }
-    let job = jobs::enqueue(&mut scoped, work, &operator.actor).await?;
+    let under_way = "something else is being done with this tenant";
+    let job = jobs::enqueue_alone(&mut scoped, work, &operator.actor, under_way).await?;
     audit::record(&mut scoped, &operator.actor, asked.action, Some(id), detail).await?;
     scoped.commit().await?;
     Ok(job)
@@ -147,11 +144,9 @@ pub async fn destroy_plan(world: &World, _: &Operator, granted: &Granted) -> Res
         state_after(&standing, Change::Destroy).and_then(|_| retention_over(&standing, false)).err();
     let mut admin = world.cluster.connect("postgres").await?;
     let mut databases = Vec::new();
-    for noted in tenant_rows::databases(&mut mgmt, id).await? {
-        if let Some(name) = closing::name_of(&mut admin, noted.oid).await? {
-            let size_bytes = databases::size_bytes(&mut admin, &name).await?;
-            databases.push(DatabaseToDrop { name, size_bytes });
-        }
+    for TenantDatabase { name, .. } in destroy::databases(&mut mgmt, world, id).await? {
+        let size_bytes = databases::size_bytes(&mut admin, &name).await?;
+        databases.push(DatabaseToDrop { name, size_bytes });
     }
     let mut rows = rows::count(&mut mgmt, id).await?;
     rows.retain(|count| count.table != rows::KEPT);

@@ -6,6 +6,7 @@ pub mod backup;
 pub mod deliver_webhook;
 pub mod destroy;
 pub mod drop_former;
+mod drops;
 pub mod exchange;
 pub mod export;
 pub mod fan_out;
@@ -55,4 +56,29 @@ pub fn kinds() -> Kinds {
         .with::<export::MakeExport>()
         .with::<export::RemoveExport>()
         .with::<sweep::Sweep>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::Work as _;
+
+    #[test]
+    fn a_job_that_changes_a_tenants_life_is_cancelled_only_before_it_has() {
+        use archive::{Archive, Step as Archiving, Unarchive, UnarchiveStep as TakingBack};
+        use destroy::{Destroy, Step as Destroying};
+        assert!(Archive::can_cancel(&Archiving::StopServing));
+        for step in [Archiving::Quiet, Archiving::Close, Archiving::Mark] {
+            assert!(!Archive::can_cancel(&step), "{step:?}");
+        }
+        assert!(Unarchive::can_cancel(&TakingBack::Open));
+        for step in [TakingBack::Publish, TakingBack::Credentials] {
+            assert!(!Unarchive::can_cancel(&step), "{step:?}");
+        }
+        assert!(Destroy::can_cancel(&Destroying::Begin));
+        for step in [Destroying::Quiet, Destroying::Protect, Destroying::Forget, Destroying::Drop] {
+            assert!(!Destroy::can_cancel(&step), "{step:?}");
+        }
+        assert!(!export::RemoveExport::can_cancel(&export::RemoveStep::Remove));
+    }
 }

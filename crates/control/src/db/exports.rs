@@ -86,20 +86,41 @@ pub async fn record_ready(
     .map(drop)
 }
 
-/// Moves an export on in its life. A state it has left already does not come back.
+/// Moves an export on in its life. A state it has left already does not come back: `Ok(false)`.
 pub async fn set_state(
     connection: &mut PgConnection,
     id: ExportId,
     from: &str,
     to: &str,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<bool> {
     sqlx::query("UPDATE exports SET state = $3 WHERE id = $1 AND state = $2")
         .bind(id.0)
         .bind(from)
         .bind(to)
         .execute(connection)
         .await
-        .map(drop)
+        .map(|done| done.rows_affected() == 1)
+}
+
+/// Those of these exports that are neither being made nor ready, of tenants that are there.
+pub async fn unwanted(
+    connection: &mut PgConnection,
+    found: &[(TenantId, ExportId)],
+) -> sqlx::Result<Vec<(TenantId, ExportId)>> {
+    let (tenants, exports): (Vec<Uuid>, Vec<Uuid>) =
+        found.iter().map(|(tenant, export)| (tenant.0, export.0)).unzip();
+    let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        "SELECT found.tenant, found.export FROM unnest($1::uuid[], $2::uuid[]) AS found (tenant, export)
+         JOIN tenants ON tenants.id = found.tenant AND state <> 'destroyed' AND destroying_since IS NULL
+         WHERE NOT EXISTS (SELECT FROM exports WHERE exports.id = found.export
+             AND exports.tenant_id = found.tenant AND exports.state IN ('making', 'ready'))
+         ORDER BY 1, 2 LIMIT 100",
+    )
+    .bind(tenants)
+    .bind(exports)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(tenant, id)| (TenantId(tenant), ExportId(id))).collect())
 }
 
 /// Exports whose time is over and that are still there.

@@ -302,6 +302,18 @@ async fn tell_changed(connection: &mut PgConnection, id: JobId) -> sqlx::Result<
         .map(drop)
 }
 
+/// The condition that nobody should enqueue another of these jobs now: one is unfinished, or some ended without success.
+/// A minute after the first the next is due, after each further one twice as late, at most about an hour: what stood in
+/// the way may have been put right, and people are told each time.
+pub(super) fn are_busy(which: &str) -> String {
+    format!(
+        "(EXISTS (SELECT FROM jobs WHERE {which} AND jobs.state IN ('waiting', 'running'))
+          OR EXISTS (SELECT FROM jobs WHERE {which} AND jobs.state IN ('failed', 'cancelled')
+              AND jobs.finished_at > now() - interval '1 day'
+              HAVING max(jobs.finished_at) > now() - interval '1 minute' * 2 ^ least(count(*) - 1, 6)))"
+    )
+}
+
 /// Whether a job of a kind failed a short while ago.
 pub async fn failed_within_hour(connection: &mut PgConnection, kind: &str) -> sqlx::Result<bool> {
     sqlx::query_scalar(

@@ -3,10 +3,10 @@
 use loomworks_core::ids::{JobId, SessionId, TenantId};
 use loomworks_core::tenant::{OwnLimits, TenantState, Tier};
 use serde_json::Value;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::{Date, Time};
+use super::{Date, Time, jobs};
 
 /// What decides which change is possible.
 #[derive(Clone, Debug, FromRow)]
@@ -18,19 +18,23 @@ pub struct Standing {
     pub suspension_cause: Option<String>,
     pub archived_at: Option<Time>,
     pub archived_until: Option<Time>,
+    /// Its database is closed, with a snapshot of all that is in it.
+    pub archive_is_complete: bool,
     pub destroying_since: Option<Time>,
+}
+
+const STANDING: &str = "SELECT state, suspended_at IS NOT NULL AS was_suspended, suspension_cause, archived_at, \
+    archived_until, archive_complete_since IS NOT NULL AS archive_is_complete, destroying_since \
+    FROM tenants WHERE id = $1";
+
+/// How a tenant stands, which may change at once.
+pub async fn look(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<Standing> {
+    sqlx::query_as(STANDING).bind(id.0).fetch_one(connection).await
 }
 
 /// How a tenant stands, locked until the transaction ends so that two changes cannot cross.
 pub async fn lock(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<Standing> {
-    sqlx::query_as(
-        "SELECT state, suspended_at IS NOT NULL AS was_suspended, suspension_cause, archived_at, archived_until,
-             destroying_since
-         FROM tenants WHERE id = $1 FOR UPDATE",
-    )
-    .bind(id.0)
-    .fetch_one(connection)
-    .await
+    sqlx::query_as(AssertSqlSafe(format!("{STANDING} FOR UPDATE"))).bind(id.0).fetch_one(connection).await
 }
 
 /// Why and by whom a tenant is suspended. `cause` is `operator` or `subscription`.
@@ -83,7 +87,7 @@ pub async fn archive(
 ) -> sqlx::Result<()> {
     sqlx::query(
         "UPDATE tenants SET state = 'archived', archive_reason = $2, archived_by = $3, archived_at = now(),
-             archived_until = now() + make_interval(days => $4), updated_at = now()
+             archived_until = now() + make_interval(days => $4), archive_complete_since = NULL, updated_at = now()
          WHERE id = $1 AND state <> 'archived'",
     )
     .bind(id.0)
@@ -99,7 +103,7 @@ pub async fn archive(
 pub async fn unarchive(connection: &mut PgConnection, id: TenantId, to: TenantState) -> sqlx::Result<()> {
     sqlx::query(
         "UPDATE tenants SET state = $2, archive_reason = NULL, archived_by = NULL, archived_at = NULL,
-             archived_until = NULL, updated_at = now()
+             archived_until = NULL, archive_complete_since = NULL, updated_at = now()
          WHERE id = $1 AND state = 'archived'",
     )
     .bind(id.0)
@@ -107,6 +111,46 @@ pub async fn unarchive(connection: &mut PgConnection, id: TenantId, to: TenantSt
     .execute(connection)
     .await
     .map(drop)
+}
+
+/// Notes whether an archived tenant's database is closed, with a snapshot of all that is in it.
+pub async fn set_archive_complete(
+    connection: &mut PgConnection,
+    id: TenantId,
+    complete: bool,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE tenants SET archive_complete_since = CASE WHEN $2 THEN coalesce(archive_complete_since, now()) END
+         WHERE id = $1 AND state = 'archived'",
+    )
+    .bind(id.0)
+    .bind(complete)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Archived tenants whose database is not closed, or has no last snapshot, and with which nothing is being done: their
+/// job failed, or one that was to take them back did.
+pub async fn archived_incompletely(connection: &mut PgConnection) -> sqlx::Result<Vec<TenantId>> {
+    let sql = format!(
+        "SELECT id FROM tenants WHERE state = 'archived' AND archive_complete_since IS NULL
+         AND destroying_since IS NULL AND NOT {} AND NOT {}
+         ORDER BY archived_at LIMIT 10",
+        is_busy_with("archive"),
+        is_busy_with("unarchive")
+    );
+    ids(connection, sql).await
+}
+
+/// Whether the tenant of the row in `tenants` is not to get another job of a kind now.
+pub(super) fn is_busy_with(kind: &str) -> String {
+    jobs::are_busy(&format!("jobs.tenant_id = tenants.id AND jobs.kind = '{kind}'"))
+}
+
+pub(super) async fn ids(connection: &mut PgConnection, sql: String) -> sqlx::Result<Vec<TenantId>> {
+    let ids: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(connection).await?;
+    Ok(ids.into_iter().map(TenantId).collect())
 }
 
 /// From now on a tenant can only be destroyed.
@@ -120,18 +164,14 @@ pub async fn begin_destroying(connection: &mut PgConnection, id: TenantId) -> sq
     .map(drop)
 }
 
-/// Tenants whose end has begun and that no unfinished job brings to it. One that failed is tried again after a
-/// minute: what stood in its way may have been put right.
+/// Tenants whose end has begun and that no job brings to it.
 pub async fn destroying_without_job(connection: &mut PgConnection) -> sqlx::Result<Vec<TenantId>> {
-    sqlx::query_scalar::<_, Uuid>(
-        "SELECT id FROM tenants WHERE destroying_since IS NOT NULL AND state <> 'destroyed' AND NOT EXISTS (
-             SELECT FROM jobs WHERE jobs.tenant_id = tenants.id AND kind = 'destroy'
-             AND (jobs.state IN ('waiting', 'running') OR jobs.finished_at > now() - interval '1 minute'))
+    let sql = format!(
+        "SELECT id FROM tenants WHERE destroying_since IS NOT NULL AND state <> 'destroyed' AND NOT {}
          ORDER BY destroying_since LIMIT 10",
-    )
-    .fetch_all(connection)
-    .await
-    .map(|ids| ids.into_iter().map(TenantId).collect())
+        is_busy_with("destroy")
+    );
+    ids(connection, sql).await
 }
 
 /// What an operator changes of a tenant. `None` leaves a field as it is, `Some(None)` empties it.

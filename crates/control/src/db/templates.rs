@@ -1,7 +1,9 @@
 //! Template databases, and copies of them that wait for tenants.
 
 use loomworks_core::ids::TenantId;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+
+use super::jobs::are_busy;
 
 /// Where a template is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,15 +76,12 @@ pub async fn why_failed(
     .await
 }
 
-/// Whether a job with this key is unfinished, or failed within the last minute.
+/// Whether a job with this key is unfinished, or has failed and is not to be tried again yet.
 pub async fn is_busy(connection: &mut PgConnection, dedup_key: &str) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM jobs WHERE dedup_key = $1
-         AND (finished_at IS NULL OR (state = 'failed' AND finished_at > now() - interval '1 minute')))",
-    )
-    .bind(dedup_key)
-    .fetch_one(connection)
-    .await
+    sqlx::query_scalar(AssertSqlSafe(format!("SELECT {}", are_busy("dedup_key = $1"))))
+        .bind(dedup_key)
+        .fetch_one(connection)
+        .await
 }
 
 /// Whether a tenant is being made that somebody has just asked for.
@@ -147,6 +146,7 @@ pub async fn claim(
         "UPDATE pool_databases SET state = 'claimed', tenant_id = $1
          WHERE name = (SELECT name FROM pool_databases WHERE template = $2 AND state = 'ready'
                        ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+         AND EXISTS (SELECT FROM tenants WHERE id = $1 AND destroying_since IS NULL)
          RETURNING name, template, state, oid",
     )
     .bind(tenant.0)

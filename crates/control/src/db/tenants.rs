@@ -8,6 +8,7 @@ use serde_json::Value;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::lifecycle::{ids, is_busy_with};
 use super::{Date, Time, on_constraint};
 use crate::error::Error;
 
@@ -228,15 +229,6 @@ pub async fn insert(connection: &mut PgConnection, new: &New<'_>) -> Result<(), 
     Ok(())
 }
 
-/// The state, locked until the transaction ends so that two changes cannot cross.
-pub async fn lock_state(connection: &mut PgConnection, id: TenantId) -> Result<TenantState, Error> {
-    let state: String = sqlx::query_scalar("SELECT state FROM tenants WHERE id = $1 FOR UPDATE")
-        .bind(id.0)
-        .fetch_one(connection)
-        .await?;
-    state.parse().map_err(Error::Internal)
-}
-
 pub async fn set_state(
     connection: &mut PgConnection,
     id: TenantId,
@@ -296,18 +288,14 @@ pub async fn credentials_of_profile(
     .await
 }
 
-/// Tenants that are to be made and that no unfinished job makes. One that failed is tried again after a minute: what
-/// stood in its way may have been put right.
+/// Tenants that are to be made and that no job makes.
 pub async fn provisioning_without_job(connection: &mut PgConnection) -> sqlx::Result<Vec<TenantId>> {
-    sqlx::query_scalar::<_, Uuid>(
-        "SELECT id FROM tenants WHERE state = 'provisioning' AND NOT EXISTS (
-             SELECT FROM jobs WHERE jobs.tenant_id = tenants.id AND kind = 'provision'
-             AND (jobs.state IN ('waiting', 'running') OR jobs.finished_at > now() - interval '1 minute'))
+    let sql = format!(
+        "SELECT id FROM tenants WHERE state = 'provisioning' AND destroying_since IS NULL AND NOT {}
          ORDER BY created_at LIMIT 100",
-    )
-    .fetch_all(connection)
-    .await
-    .map(|ids| ids.into_iter().map(TenantId).collect())
+        is_busy_with("provision")
+    );
+    ids(connection, sql).await
 }
 
 /// A database that a tenant has, or had.
@@ -386,13 +374,16 @@ pub async fn is_to_be_dropped(connection: &mut PgConnection, id: TenantId, oid: 
     .await
 }
 
-pub async fn record_dropped(connection: &mut PgConnection, id: TenantId, oid: i64) -> sqlx::Result<()> {
-    sqlx::query("UPDATE tenant_databases SET role = 'dropped' WHERE tenant_id = $1 AND oid = $2")
-        .bind(id.0)
-        .bind(oid)
-        .execute(connection)
-        .await
-        .map(drop)
+/// Notes that a former database is there no more. `Ok(false)`: that is noted already.
+pub async fn record_dropped(connection: &mut PgConnection, id: TenantId, oid: i64) -> sqlx::Result<bool> {
+    sqlx::query(
+        "UPDATE tenant_databases SET role = 'dropped' WHERE tenant_id = $1 AND oid = $2 AND role = 'former'",
+    )
+    .bind(id.0)
+    .bind(oid)
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected() == 1)
 }
 
 /// All databases that a tenant has, or had and that are noted.

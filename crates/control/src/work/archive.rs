@@ -5,15 +5,19 @@
 //! Quiet          what was under way ends, AI sessions close
 //! Close          nobody gets into its database any more
 //! Mark           a snapshot of what is there now, and will not change
-//! AwaitArchive   until the snapshot can be restored
+//! AwaitArchive   until the snapshot can be restored; that is noted, and makes the archive complete
 //! ```
+//!
+//! A tenant that is archived and whose archive is not complete, because this job ended or because one that was to take
+//! it back did, is archived once more by a reconciler.
 
 use loomworks_core::ids::{SnapshotId, TenantId};
 use loomworks_core::lsn::Lsn;
-use loomworks_core::tenant::Change;
+use loomworks_core::tenant::{Change, TenantState};
 use loomworks_postgres::closing::{self, Door};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::PgConnection;
 
 use super::ai_session::CloseSession;
 use super::provision::names;
@@ -84,26 +88,59 @@ impl Work for Archive {
                 false => Ok(Then::Later(ARCHIVE_POLL)),
             },
             Step::Close => {
+                self.check_archived(world).await?;
                 let names = names(world, self.tenant).await?;
                 let mut admin = world.cluster.connect("postgres").await?;
                 closing::close(&mut admin, door(&names)).await?;
                 write_password_file(world, &names.profile).await?;
                 Ok(Then::Next(Step::Mark))
             }
-            Step::Mark => last_snapshot(world, self.tenant, context, "archived")
-                .await
-                .map(|(snapshot, position)| Then::Next(Step::AwaitArchive { snapshot, position })),
-            &Step::AwaitArchive { snapshot, position } => {
-                Ok(match become_ready(world, snapshot, position).await? {
-                    Some(_) => Then::Done(json!({ "tenant": self.tenant, "last_snapshot": snapshot })),
+            Step::Mark => {
+                self.check_archived(world).await?;
+                Ok(match last_snapshot(world, self.tenant, context, "archived").await? {
+                    Some((snapshot, position)) => Then::Next(Step::AwaitArchive { snapshot, position }),
                     None => Then::Later(ARCHIVE_POLL),
                 })
             }
+            &Step::AwaitArchive { snapshot, position } => {
+                if become_ready(world, snapshot, position).await?.is_none() {
+                    return Ok(Then::Later(ARCHIVE_POLL));
+                }
+                let mut mgmt = world.db.platform.acquire().await?;
+                lifecycle::set_archive_complete(&mut mgmt, self.tenant, true).await?;
+                Ok(Then::Done(json!({ "tenant": self.tenant, "last_snapshot": snapshot })))
+            }
         }
+    }
+
+    /// Not once its address is gone: what is archived is closed too.
+    fn can_cancel(step: &Step) -> bool {
+        matches!(step, Step::StopServing)
+    }
+
+    async fn give_up(&self, connection: &mut PgConnection, context: &Context) -> Result<(), Error> {
+        Ok(snapshots::record_failed(connection, SnapshotId(context.job.0)).await?)
+    }
+
+    /// The tenant may have been taken back since.
+    async fn take_up(&self, _: &Step, _: &mut PgConnection, _: &Context) -> Result<Option<Step>, Error> {
+        Ok(None)
     }
 }
 
 impl Archive {
+    /// A worker that was left behind must not close a tenant that has been taken back.
+    async fn check_archived(&self, world: &World) -> Result<(), StepError> {
+        let mut mgmt = world.db.platform.acquire().await?;
+        match lifecycle::look(&mut mgmt, self.tenant).await? {
+            now if now.state == TenantState::Archived => Ok(()),
+            now => Err(StepError::permanent(
+                format!("the tenant is {}", now.state),
+                "ask for it to be archived anew if it is to be",
+            )),
+        }
+    }
+
     async fn stop_serving(&self, world: &World, context: &Context) -> Result<(), Error> {
         let by = &context.requested_by;
         let mut transaction = world.db.platform.begin().await?;
@@ -133,20 +170,24 @@ pub(super) async fn is_quiet(world: &World, tenant: TenantId, context: &Context)
     Ok(lifecycle::other_unfinished_jobs(&mut mgmt, tenant, context.job).await? == 0)
 }
 
-/// Takes a snapshot of what nobody changes any more. Its id is the job's, so that twice is once.
+/// Takes a snapshot of what nobody changes any more. Its id is the job's, so that twice is once. `None`: not yet, a
+/// position before the first base backup could never be restored.
 pub(super) async fn last_snapshot(
     world: &World,
     tenant: TenantId,
     context: &Context,
     why: &str,
-) -> Result<(SnapshotId, Lsn), StepError> {
+) -> Result<Option<(SnapshotId, Lsn)>, StepError> {
+    if world.repository.backups().await?.is_empty() {
+        return Ok(None);
+    }
     let snapshot = SnapshotId(context.job.0);
     let mut mgmt = world.db.platform.acquire().await?;
     let (name, by) = (format!("as {why}"), &context.requested_by);
     snapshots::insert(&mut mgmt, snapshot, tenant, &name, SnapshotType::Auto, by).await?;
     drop(mgmt);
     let position = mark(world, tenant, snapshot).await?;
-    Ok((snapshot, position))
+    Ok(Some((snapshot, position)))
 }
 
 pub(super) fn door(names: &Names) -> Door<'_> {
@@ -201,6 +242,7 @@ impl Work for Unarchive {
         let names = names(world, self.tenant).await?;
         match step {
             UnarchiveStep::Open => {
+                self.begin(world).await?;
                 let mut admin = world.cluster.connect("postgres").await?;
                 closing::open(&mut admin, door(&names)).await?;
                 Ok(Then::Next(UnarchiveStep::Publish))
@@ -216,9 +258,36 @@ impl Work for Unarchive {
             }
         }
     }
+
+    /// Not once its database may be open.
+    fn can_cancel(step: &UnarchiveStep) -> bool {
+        matches!(step, UnarchiveStep::Open)
+    }
+
+    /// Until it is published it is archived again by a reconciler; after that only its app has to be told.
+    async fn take_up(
+        &self,
+        step: &UnarchiveStep,
+        _: &mut PgConnection,
+        _: &Context,
+    ) -> Result<Option<UnarchiveStep>, Error> {
+        Ok(Some(step.clone()).filter(|step| *step == UnarchiveStep::Credentials))
+    }
 }
 
 impl Unarchive {
+    /// From now on the database may be open: whatever becomes of this job, the archive is not complete.
+    async fn begin(&self, world: &World) -> Result<(), StepError> {
+        let mut transaction = world.db.platform.begin().await?;
+        let standing = lifecycle::lock(&mut transaction, self.tenant).await?;
+        let change = Change::Unarchive { suspended: standing.was_suspended };
+        if let Err(error) = state_after(&standing, change) {
+            return Err(StepError::permanent(error.to_string(), "only an archived tenant can be taken back"));
+        }
+        lifecycle::set_archive_complete(&mut transaction, self.tenant, false).await?;
+        Ok(transaction.commit().await?)
+    }
+
     async fn publish(&self, world: &World, context: &Context) -> Result<(), Error> {
         let by = &context.requested_by;
         let mut transaction = world.db.platform.begin().await?;

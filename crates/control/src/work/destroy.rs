@@ -3,10 +3,10 @@
 //! ```text
 //! Begin          from here on the only way is forward
 //! Quiet          what was under way ends
-//! Protect        the last snapshot there is, or one more
+//! Protect        the last snapshot there is, or one more; nothing of a tenant that was never made
 //! AwaitArchive   until it can be restored: an operator's mistake is not the end of a customer
 //! Forget         the data key first, then every row: copies that nobody can reach are unreadable
-//! Drop, Rest     its databases, one at a time: each forces a checkpoint on everybody
+//! Drop           its databases, one at a time and in turn
 //! Roles, Files
 //! Bury           nothing is left, by looking; the names are free: this makes it destroyed
 //! ```
@@ -14,41 +14,37 @@
 //! Each step finds what is left to do from what is there, so a job that was cut off, or one that is asked for after
 //! another has failed, goes on where it stands.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
-use jiff::{SignedDuration, Timestamp};
 use loomworks_core::ids::{SnapshotId, TenantId};
 use loomworks_core::lsn::Lsn;
 use loomworks_core::tenant::{Change, TenantState};
-use loomworks_core::time;
 use loomworks_postgres::cluster::remove_directory;
-use loomworks_postgres::{closing, databases, roles};
+use loomworks_postgres::{closing, databases as catalogue, roles};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 use super::archive::{door, is_quiet, last_snapshot};
-use super::provision::names;
+use super::drops::{POLL, drop_in_turn};
 use super::snapshot::{ARCHIVE_POLL, become_ready};
 use crate::credentials::write_password_file;
 use crate::db::notifications::Severity;
 use crate::db::tenants::{self, TenantDatabase};
-use crate::db::{erasure as rows, lifecycle, routes, snapshots};
+use crate::db::{erasure as rows, lifecycle, routes, snapshots, templates};
 use crate::erasure::{self, Erased};
 use crate::error::Error;
-use crate::jobs::{Context, Progress, StepError, Then, Work};
+use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 use crate::notifications::{self, Notice};
+use crate::retirement::retention_over;
 use crate::tenants::state_after;
 use crate::{World, audit, data_keys};
-
-/// Between two databases that are dropped, for everybody else to breathe.
-const REST: SignedDuration = SignedDuration::from_millis(1000);
-
-const POLL: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Destroy {
     pub tenant: TenantId,
+    /// Whoever asked has said for a second time that he means it.
+    pub before_retention_ends: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +56,6 @@ pub enum Step {
     AwaitArchive { snapshot: SnapshotId, position: Lsn },
     Forget,
     Drop,
-    Rest { until: Timestamp },
     Roles,
     Files,
     Bury,
@@ -68,6 +63,7 @@ pub enum Step {
 
 impl Work for Destroy {
     const KIND: &'static str = "destroy";
+    const QUEUE: Queue = Queue::LowPriority;
     type Step = Step;
 
     fn tenant(&self) -> Option<TenantId> {
@@ -90,7 +86,6 @@ impl Work for Destroy {
             Step::AwaitArchive { .. } => (15, "waiting for the archive"),
             Step::Forget => (40, "deleting its key and its records"),
             Step::Drop => (50, "dropping its databases"),
-            Step::Rest { .. } => (60, "resting between two databases"),
             Step::Roles => (80, "dropping its roles"),
             Step::Files => (90, "removing its files"),
             Step::Bury => (95, "making its names free"),
@@ -117,8 +112,6 @@ impl Work for Destroy {
                 Ok(Then::Next(Step::Drop))
             }
             Step::Drop => self.drop_one(world).await,
-            Step::Rest { until } if time::now() < *until => Ok(Then::Later(POLL)),
-            Step::Rest { .. } => Ok(Then::Next(Step::Drop)),
             Step::Roles => {
                 self.drop_roles(world).await?;
                 Ok(Then::Next(Step::Files))
@@ -135,17 +128,30 @@ impl Work for Destroy {
         }
     }
 
+    /// Not once it has begun.
+    fn can_cancel(step: &Step) -> bool {
+        matches!(step, Step::Begin)
+    }
+
     async fn give_up(&self, connection: &mut PgConnection, context: &Context) -> Result<(), Error> {
+        if lifecycle::lock(connection, self.tenant).await?.destroying_since.is_none() {
+            return Ok(());
+        }
         let notice = Notice {
             event: "tenant.destruction_stopped",
             severity: Severity::Critical,
             message: format!(
-                "The destruction of tenant {} stopped halfway. It is tried again every minute.",
+                "The destruction of tenant {} stopped halfway. It is tried again by itself.",
                 self.tenant
             ),
             detail: json!({ "job": context.job, "tenant": self.tenant }),
         };
         Ok(notifications::raise_and_record(connection, None, &notice).await?)
+    }
+
+    /// What has begun is gone on with by itself, what has not must be confirmed again.
+    async fn take_up(&self, _: &Step, _: &mut PgConnection, _: &Context) -> Result<Option<Step>, Error> {
+        Ok(None)
     }
 }
 
@@ -156,6 +162,9 @@ impl Destroy {
         // It was made or taken back since somebody asked for this.
         if let Err(error) = state_after(&standing, Change::Destroy) {
             return Err(StepError::permanent(error.to_string(), "archive it first"));
+        }
+        if let Err(error) = retention_over(&standing, self.before_retention_ends) {
+            return Err(StepError::permanent(error.to_string(), "ask for it anew, and confirm it twice"));
         }
         if standing.state == TenantState::Destroyed {
             return Ok(Then::Done(json!({ "tenant": self.tenant })));
@@ -176,19 +185,30 @@ impl Destroy {
         Ok(Then::Next(Step::Quiet))
     }
 
-    /// An archived tenant has a snapshot of all that is in its database, because nobody could change anything since.
+    /// A tenant whose archive is complete has a snapshot of all that is in its database, because nobody could change
+    /// anything since. Another one is closed and gets one.
     async fn protect(&self, world: &World, context: &Context) -> Result<Then<Step>, StepError> {
         let mut mgmt = world.db.platform.acquire().await?;
-        let since = lifecycle::lock(&mut mgmt, self.tenant).await?.archived_at;
+        let standing = lifecycle::look(&mut mgmt, self.tenant).await?;
+        let since = standing.archived_at.filter(|_| standing.archive_is_complete);
         let newest = snapshots::newest_ready(&mut mgmt, self.tenant)
             .await?
             .filter(|snapshot| since.is_some_and(|since| snapshot.created_at.to_jiff() >= since.to_jiff()));
-        if newest.is_some() || self.databases(&mut mgmt, world).await?.is_empty() {
+        // One that never became active has nothing that anybody would want back.
+        if newest.is_some()
+            || standing.state != TenantState::Archived
+            || databases(&mut mgmt, world, self.tenant).await?.is_empty()
+        {
             return Ok(Then::Next(Step::Forget));
         }
+        let names = tenants::names(&mut mgmt, self.tenant).await?;
         drop(mgmt);
-        let (snapshot, position) = last_snapshot(world, self.tenant, context, "destroyed").await?;
-        Ok(Then::Next(Step::AwaitArchive { snapshot, position }))
+        let mut admin = world.cluster.connect("postgres").await?;
+        closing::close(&mut admin, door(&names)).await?;
+        Ok(match last_snapshot(world, self.tenant, context, "destroyed").await? {
+            Some((snapshot, position)) => Then::Next(Step::AwaitArchive { snapshot, position }),
+            None => Then::Later(ARCHIVE_POLL),
+        })
     }
 
     /// The key goes in the same transaction as the rows: whoever finds one finds the other.
@@ -200,7 +220,7 @@ impl Destroy {
         let deleted = rows::count(&mut transaction, self.tenant).await?;
         data_keys::destroy(&mut transaction, self.tenant).await?;
         // Which databases there are is needed until they are gone.
-        rows::delete(&mut transaction, self.tenant, &["tenant_databases"]).await?;
+        rows::delete(&mut transaction, self.tenant, &["tenant_databases", "pool_databases"]).await?;
         let detail = json!({
             "rows": deleted.into_iter().filter(|count| count.table != rows::KEPT).collect::<Vec<_>>(),
             "last_snapshot": newest.map(|last| json!({ "position": last.wal_position, "wal_file": last.wal_file })),
@@ -210,50 +230,38 @@ impl Destroy {
         Ok(transaction.commit().await?)
     }
 
-    /// The databases that are still there: those that are noted, by number, and those that a job left behind.
-    async fn databases(&self, mgmt: &mut PgConnection, world: &World) -> Result<Vec<TenantDatabase>, Error> {
-        let mut admin = world.cluster.connect("postgres").await?;
-        let mut found = Vec::new();
-        for noted in Erased::of(mgmt, self.tenant).await?.databases {
-            if let Some(name) = closing::name_of(&mut admin, noted.oid).await? {
-                found.push(TenantDatabase { oid: noted.oid, name });
-            }
-        }
-        let prefix = erasure::prefix(self.tenant);
-        for (oid, name) in closing::databases_beginning_with(&mut admin, &prefix).await? {
-            if found.iter().all(|known| known.oid != oid) {
-                found.push(TenantDatabase { oid, name });
-            }
-        }
-        Ok(found)
-    }
-
-    /// Drops one database. One at a time on the whole platform, and never two without a rest.
     async fn drop_one(&self, world: &World) -> Result<Then<Step>, StepError> {
         let mut mgmt = world.db.platform.acquire().await?;
-        let Some(database) = self.databases(&mut mgmt, world).await?.into_iter().next() else {
+        let Some(database) = databases(&mut mgmt, world, self.tenant).await?.into_iter().next() else {
             return Ok(Then::Next(Step::Roles));
         };
-        let mut admin = world.cluster.connect("postgres").await?;
-        if !closing::take_turn(&mut admin, "drop a tenant's database").await? {
-            return Ok(Then::Later(POLL));
-        }
         // Noted first, so that what was dropped can be looked for afterwards.
         tenants::record_found(&mut mgmt, self.tenant, &database).await?;
-        databases::drop_database(&mut admin, &database.name).await?;
-        Ok(Then::Next(Step::Rest { until: time::now() + REST }))
+        drop(mgmt);
+        match drop_in_turn(world, database.oid).await? {
+            true => Ok(Then::Next(Step::Drop)),
+            false => Ok(Then::Later(POLL)),
+        }
     }
 
     async fn drop_roles(&self, world: &World) -> Result<(), Error> {
-        let names = names(world, self.tenant).await?;
-        let door = door(&names);
+        let mut mgmt = world.db.platform.acquire().await?;
+        let names = tenants::names(&mut mgmt, self.tenant).await?;
+        let claimed = templates::claimed(&mut mgmt, self.tenant).await?;
+        drop(mgmt);
         let mut admin = world.cluster.connect("postgres").await?;
-        // Agents' roles are members too: one whose session was never closed goes here.
-        let mut all = closing::members(&mut admin, door.owner).await?;
-        all.extend([door.login.to_owned(), door.owner.to_owned()]);
-        for role in all {
-            roles::lock_out(&mut admin, &role).await?;
-            roles::drop_role(&mut admin, &role).await?;
+        let mut all = BTreeSet::from([names.app_role.clone()]);
+        all.extend(roles::beginning_with(&mut admin, &erasure::prefix(self.tenant)).await?);
+        // Agents' roles are members: one whose session was never closed goes here.
+        let owners = [names.owner_role.clone()].into_iter().chain(claimed.map(|copy| copy.name));
+        let owners: BTreeSet<String> = owners.collect();
+        for owner in &owners {
+            all.extend(closing::members(&mut admin, owner).await?);
+        }
+        // Logins before the role that they belong to.
+        for role in all.difference(&owners).chain(&owners) {
+            roles::lock_out(&mut admin, role).await?;
+            roles::drop_role(&mut admin, role).await?;
         }
         // Its credentials are deleted, so its line goes.
         write_password_file(world, &names.profile).await
@@ -291,4 +299,35 @@ impl Destroy {
         routes::next_generation(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
+}
+
+/// The databases that are still there: those that are noted, by number, those that a job left behind, and those of a
+/// tenant that never became active, which are noted only when it does.
+pub(crate) async fn databases(
+    mgmt: &mut PgConnection,
+    world: &World,
+    tenant: TenantId,
+) -> Result<Vec<TenantDatabase>, Error> {
+    let mut admin = world.cluster.connect("postgres").await?;
+    let mut found = Vec::new();
+    for noted in Erased::of(mgmt, tenant).await?.databases {
+        if let Some(name) = closing::name_of(&mut admin, noted.oid).await? {
+            found.push(TenantDatabase { oid: noted.oid, name });
+        }
+    }
+    let mut others = closing::databases_beginning_with(&mut admin, &erasure::prefix(tenant)).await?;
+    if tenants::get(mgmt, tenant).await?.state == TenantState::Provisioning {
+        let claimed = templates::claimed(mgmt, tenant).await?.map(|copy| copy.name);
+        for name in claimed.into_iter().chain([tenants::names(mgmt, tenant).await?.database_name]) {
+            if let Some(oid) = catalogue::oid(&mut admin, &name).await? {
+                others.push((i64::from(oid), name));
+            }
+        }
+    }
+    for (oid, name) in others {
+        if found.iter().all(|known| known.oid != oid) {
+            found.push(TenantDatabase { oid, name });
+        }
+    }
+    Ok(found)
 }

@@ -1,13 +1,14 @@
 //! Dropping a database that a restore replaced, once nobody will want it back.
 
 use loomworks_core::ids::TenantId;
-use loomworks_postgres::databases;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use crate::World;
+use super::drops::{POLL, drop_in_turn};
 use crate::db::tenants::{self, TenantDatabase};
 use crate::jobs::runner::nothing;
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
+use crate::{World, audit};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DropFormer {
@@ -43,18 +44,27 @@ impl Work for DropFormer {
         Progress { percent: 0, words: "dropping the former database" }
     }
 
-    async fn run(&self, Step::Drop: &Step, world: &World, _: &Context) -> Result<Then<Step>, StepError> {
+    async fn run(
+        &self,
+        Step::Drop: &Step,
+        world: &World,
+        context: &Context,
+    ) -> Result<Then<Step>, StepError> {
         let mut mgmt = world.db.platform.acquire().await?;
         if !tenants::is_to_be_dropped(&mut mgmt, self.tenant, self.database.oid).await? {
             return Ok(Then::Done(nothing()));
         }
-        let mut admin = world.cluster.connect("postgres").await?;
-        let oid = databases::oid(&mut admin, &self.database.name).await?;
-        // By number: a name can have come to mean another database.
-        if oid.map(i64::from) == Some(self.database.oid) {
-            databases::drop_database(&mut admin, &self.database.name).await?;
+        drop(mgmt);
+        if !drop_in_turn(world, self.database.oid).await? {
+            return Ok(Then::Later(POLL));
         }
-        tenants::record_dropped(&mut mgmt, self.tenant, self.database.oid).await?;
+        let mut transaction = world.db.platform.begin().await?;
+        if tenants::record_dropped(&mut transaction, self.tenant, self.database.oid).await? {
+            let (by, action) = (&context.requested_by, "tenant.former_database_dropped");
+            let detail = json!({ "database": self.database });
+            audit::record(&mut transaction, by, action, Some(self.tenant), detail).await?;
+        }
+        transaction.commit().await?;
         Ok(Then::Done(nothing()))
     }
 }

@@ -102,6 +102,11 @@ impl Work for MakeExport {
         let work = RemoveExport { tenant: self.tenant, export: self.export };
         jobs::enqueue(connection, &work, &context.requested_by).await.map(drop)
     }
+
+    /// What it had made is being removed.
+    async fn take_up(&self, _: &Step, _: &mut PgConnection, _: &Context) -> Result<Option<Step>, Error> {
+        Ok(None)
+    }
 }
 
 impl MakeExport {
@@ -195,7 +200,11 @@ impl MakeExport {
     ) -> Result<Then<Step>, StepError> {
         let mut transaction = world.db.platform.begin().await?;
         let export = rows::get(&mut transaction, self.tenant, self.export).await?;
-        if export.is_some_and(|export| export.state == "making") {
+        let state = export.map(|export| export.state).unwrap_or_default();
+        if state != "making" && state != "ready" {
+            return Err(StepError::permanent("the export was given up", "ask for a new one"));
+        }
+        if state == "making" {
             rows::record_ready(&mut transaction, self.export, size_bytes, sha256, KEPT_DAYS).await?;
             let detail = json!({ "export": self.export, "size_bytes": size_bytes });
             let by = &context.requested_by;
@@ -399,20 +408,86 @@ impl Work for RemoveExport {
         Progress { percent: 0, words: "removing an export" }
     }
 
+    /// What is not wanted must not stay.
+    fn can_cancel(_: &RemoveStep) -> bool {
+        false
+    }
+
     /// The state last: what is `ready` can be downloaded, or is removed again.
-    async fn run(&self, _: &RemoveStep, world: &World, _: &Context) -> Result<Then<RemoveStep>, StepError> {
+    async fn run(
+        &self,
+        _: &RemoveStep,
+        world: &World,
+        context: &Context,
+    ) -> Result<Then<RemoveStep>, StepError> {
         let sealed = exports::sealed_file(world, self.tenant, self.export);
+        let mut removed = Vec::new();
         for path in [sealed.with_extension("partial"), sealed] {
             match tokio::fs::remove_file(&path).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Ok(()) => removed.push(file_name(&path)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
                     return Err(Error::Internal(format!("remove `{}`: {error}", path.display())).into());
                 }
-                _ => {}
             }
         }
-        remove_directory(&collected(world, self.tenant, self.export)).await?;
-        let mut mgmt = world.db.platform.acquire().await?;
-        rows::set_state(&mut mgmt, self.export, "ready", "expired").await?;
+        let collected = collected(world, self.tenant, self.export);
+        if tokio::fs::try_exists(&collected).await.unwrap_or(true) {
+            remove_directory(&collected).await?;
+            removed.push(file_name(&collected));
+        }
+        let mut transaction = world.db.platform.begin().await?;
+        let expired = rows::set_state(&mut transaction, self.export, "ready", "expired").await?;
+        if expired || !removed.is_empty() {
+            let detail = json!({ "export": self.export, "expired": expired, "removed": removed });
+            let by = &context.requested_by;
+            audit::record(&mut transaction, by, "export.removed", Some(self.tenant), detail).await?;
+        }
+        transaction.commit().await?;
         Ok(Then::Done(nothing()))
     }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Exports of which there are files and that nobody makes or may have.
+pub(crate) async fn left_over(
+    world: &World,
+    mgmt: &mut PgConnection,
+) -> Result<Vec<(TenantId, ExportId)>, Error> {
+    let directory = world.exports_directory.clone();
+    let found = tokio::task::spawn_blocking(move || found(&directory))
+        .await
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(|error| Error::Internal(format!("look for exports: {error}")))?;
+    Ok(rows::unwanted(mgmt, &found).await?)
+}
+
+/// Whose files there are in a directory of exports. What has another name is not ours.
+fn found(directory: &Path) -> io::Result<Vec<(TenantId, ExportId)>> {
+    let mut found = Vec::new();
+    for (name, path) in entries(directory)? {
+        let Ok(tenant) = name.parse::<TenantId>() else { continue };
+        for (name, _) in entries(&path)? {
+            let export = name.split('.').next().unwrap_or_default().parse::<ExportId>();
+            found.extend(export.ok().map(|export| (tenant, export)));
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// What is in a directory, which need not be there.
+fn entries(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        entries => entries?,
+    };
+    entries.map(|entry| entry.map(|entry| (file_name(&entry.path()), entry.path()))).collect()
 }

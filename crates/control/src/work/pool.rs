@@ -8,6 +8,7 @@ use loomworks_postgres::{databases, handover, roles};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::drops::{POLL, drop_in_turn};
 use super::template::{self, BUILDER_PREFIX};
 use crate::World;
 use crate::db::jobs::Queue;
@@ -115,9 +116,6 @@ pub enum TidyStep {
     Drop,
 }
 
-/// Dropping a database makes PostgreSQL write everything to disk: never two at once.
-const BETWEEN_DROPS: Duration = Duration::from_secs(1);
-
 impl Work for TidyTemplates {
     const KIND: &'static str = "tidy_templates";
     const QUEUE: Queue = Queue::LowPriority;
@@ -146,13 +144,17 @@ impl Work for TidyTemplates {
         templates::forget_copy(&mut mgmt, &name).await?;
         templates::forget(&mut mgmt, &name).await?;
         if is_claimed(&mut mgmt, &name).await? {
-            return Ok(Then::Later(BETWEEN_DROPS));
+            return Ok(Then::Later(POLL));
         }
         drop(mgmt);
         let mut admin = world.cluster.connect("postgres").await?;
-        databases::drop_database(&mut admin, &name).await?;
+        if let Some(oid) = databases::oid(&mut admin, &name).await?
+            && !drop_in_turn(world, i64::from(oid)).await?
+        {
+            return Ok(Then::Later(POLL));
+        }
         roles::drop_role(&mut admin, &name).await?;
-        Ok(Then::Later(BETWEEN_DROPS))
+        Ok(Then::Later(POLL))
     }
 }
 

@@ -24,12 +24,14 @@ use super::template::{self, App};
 use crate::World;
 use crate::credentials::{app_password_purpose, random_password, write_password_file};
 use crate::db::jobs::Queue;
+use crate::db::lifecycle::{self, Standing};
 use crate::db::templates::{self, PoolDatabase, TemplateState};
 use crate::db::tenants::{self, Names, TenantDatabase};
 use crate::db::{self, routes, usage};
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
 use crate::profile::{Admin, Profile};
+use crate::tenants::state_after;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Provision {
@@ -80,6 +82,12 @@ impl Work for Provision {
     async fn run(&self, step: &Step, world: &World, context: &Context) -> Result<Then<Step>, StepError> {
         let mut mgmt = world.db.platform.acquire().await?;
         let names = tenants::names(&mut mgmt, self.tenant).await?;
+        // A job of long ago that is tried again would open what was closed since.
+        let standing = lifecycle::look(&mut mgmt, self.tenant).await?;
+        check_wanted(&standing)?;
+        if standing.state != TenantState::Provisioning {
+            return Ok(done(&names));
+        }
         let profile = world.profiles.get(&names.profile).ok_or_else(|| {
             StepError::permanent(
                 format!("there is no profile `{}`", names.profile),
@@ -293,9 +301,10 @@ async fn publish(world: &World, names: &Names, context: &Context) -> Result<Then
         .await?
         .ok_or_else(|| Error::Internal(format!("database `{}` is gone", names.database_name)))?;
     let mut transaction = world.db.platform.begin().await?;
-    let state = tenants::lock_state(&mut transaction, names.id).await?;
-    if state == TenantState::Provisioning {
-        let state = state.after(Change::Provisioned).map_err(Error::conflict)?;
+    let standing = lifecycle::lock(&mut transaction, names.id).await?;
+    check_wanted(&standing)?;
+    if standing.state == TenantState::Provisioning {
+        let state = state_after(&standing, Change::Provisioned)?;
         tenants::set_state(&mut transaction, names.id, state, None).await?;
         let live = TenantDatabase { oid: i64::from(oid), name: names.database_name.clone() };
         tenants::record_live(&mut transaction, names.id, &live, None).await?;
@@ -314,32 +323,19 @@ async fn publish(world: &World, names: &Names, context: &Context) -> Result<Then
         routes::next_generation(&mut transaction).await?;
     }
     transaction.commit().await?;
-    Ok(Then::Done(json!({ "tenant": names.id, "subdomain": names.subdomain })))
+    Ok(done(names))
 }
 
-/// Removes whatever there is of a tenant that never became active: its database under either name, its roles, its line
-/// in the password file. Its rows stay; may be run again.
-///
-/// Only for a tenant without an unfinished `provision` job, and whose state keeps another one from being enqueued.
-pub async fn unmake(world: &World, tenant: TenantId) -> Result<(), Error> {
-    let names = names(world, tenant).await?;
-    let mut mgmt = world.db.platform.acquire().await?;
-    let claimed = templates::claimed(&mut mgmt, tenant).await?;
-    drop(mgmt);
-    let mut admin = world.cluster.connect("postgres").await?;
-    for name in claimed.iter().map(|copy| copy.name.as_str()).chain([names.database_name.as_str()]) {
-        databases::drop_database(&mut admin, name).await?;
+fn done(names: &Names) -> Then<Step> {
+    Then::Done(json!({ "tenant": names.id, "subdomain": names.subdomain }))
+}
+
+/// Nothing more is made of a tenant whose end has begun.
+fn check_wanted(standing: &Standing) -> Result<(), StepError> {
+    match standing.destroying_since {
+        Some(_) => Err(StepError::permanent("the tenant is being destroyed", "make another one")),
+        None => Ok(()),
     }
-    // Its logins before the role that they belong to.
-    let mut all = roles::beginning_with(&mut admin, &format!("lwt_{}_", tenant.short())).await?;
-    all.sort_by_key(|role| *role == names.owner_role);
-    for role in all.iter().chain(claimed.as_ref().map(|copy| &copy.name)) {
-        roles::drop_role(&mut admin, role).await?;
-    }
-    let mut mgmt = world.db.platform.acquire().await?;
-    templates::forget_claim(&mut mgmt, tenant).await?;
-    drop(mgmt);
-    write_password_file(world, &names.profile).await
 }
 
 /// The names of a tenant's database and roles, for jobs.

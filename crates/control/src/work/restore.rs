@@ -171,6 +171,8 @@ impl Work for Restore {
 
     async fn give_up(&self, connection: &mut PgConnection, context: &Context) -> Result<(), Error> {
         exchange::give_up(connection, context).await?;
+        // The one that it was waiting for; one that is ready stays.
+        snapshots::record_failed(connection, SnapshotId(context.job.0)).await?;
         let work = RemoveRemains { tenant: self.tenant, restore: context.job };
         jobs::enqueue(connection, &work, &context.requested_by).await.map(drop)
     }

@@ -83,14 +83,20 @@ impl Work for TakeSnapshot {
         Ok(snapshots::record_failed(connection, self.snapshot).await?)
     }
 
+    /// Without its position it would be of another moment than the one at which somebody wanted it.
     async fn take_up(
         &self,
         step: &Step,
         connection: &mut PgConnection,
         _: &Context,
     ) -> Result<Option<Step>, Error> {
-        snapshots::record_creating_again(connection, self.snapshot).await?;
-        Ok(Some(step.clone()))
+        match step {
+            Step::Mark => Ok(None),
+            Step::AwaitArchive { .. } => {
+                snapshots::record_creating_again(connection, self.snapshot).await?;
+                Ok(Some(step.clone()))
+            }
+        }
     }
 }
 

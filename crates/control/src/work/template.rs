@@ -117,6 +117,17 @@ impl Work for BuildTemplate {
     async fn give_up(&self, connection: &mut PgConnection, _: &Context) -> Result<(), Error> {
         Ok(templates::set_failed(connection, &self.template).await?)
     }
+
+    /// Begun anew: another job may have built it meanwhile, which the first step looks for.
+    async fn take_up(
+        &self,
+        _: &Step,
+        connection: &mut PgConnection,
+        _: &Context,
+    ) -> Result<Option<Step>, Error> {
+        templates::begin(connection, &self.template, &self.profile).await?;
+        Ok(Some(self.first()))
+    }
 }
 
 impl BuildTemplate {

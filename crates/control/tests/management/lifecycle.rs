@@ -3,9 +3,9 @@
 use loomworks_control::access::{self, Permission, Scope};
 use loomworks_control::db::lifecycle::{self, Suspension, Update};
 use loomworks_control::db::tenants::{self, Filter, New};
-use loomworks_control::db::{Db, erasure, snapshots, subscriptions, tiers, webhooks};
+use loomworks_control::db::{Db, erasure, exports, snapshots, subscriptions, tiers, webhooks};
 use loomworks_control::idempotency::{self, Answer, Begun};
-use loomworks_core::ids::{SnapshotId, TenantId, WebhookId};
+use loomworks_core::ids::{ExportId, SnapshotId, TenantId, WebhookId};
 use loomworks_core::subscription::Notice;
 use loomworks_core::tenant::{Limits, TenantState, Tier};
 use loomworks_testkit::server;
@@ -318,5 +318,110 @@ async fn archived_and_taken_back_a_tenant_is_as_it_was() {
     let back = tenants::get(&mut transaction, id).await.expect("get");
     assert_eq!((back.state, back.suspension_reason.as_deref()), (TenantState::Suspended, Some("unpaid")));
     assert!(back.archived_until.is_none() && back.archive_reason.is_none());
+    transaction.rollback().await.expect("roll back");
+}
+
+async fn ended_job(connection: &mut PgConnection, id: TenantId, kind: &str, minutes_ago: i32) {
+    sqlx::query(
+        "INSERT INTO jobs (id, tenant_id, kind, queue, dedup_key, work, state, max_attempts, requested_by, finished_at)
+         VALUES ($1, $2, $3, 'default', $1::text, '{}', 'failed', 1, 'test', now() - make_interval(mins => $4))",
+    )
+    .bind(TenantId::random().0)
+    .bind(id.0)
+    .bind(kind)
+    .bind(minutes_ago)
+    .execute(connection)
+    .await
+    .expect("a job");
+}
+
+#[tokio::test]
+async fn what_failed_is_tried_again_by_itself_ever_more_seldom() {
+    let db = database().await;
+    let id = tenant(&db).await;
+    let mut transaction = db.platform.begin().await.expect("begin");
+    let is_due = async |connection: &mut PgConnection| {
+        tenants::provisioning_without_job(connection).await.expect("look").contains(&id)
+    };
+    assert!(is_due(&mut transaction).await, "it has no job");
+    ended_job(&mut transaction, id, "provision", 0).await;
+    assert!(!is_due(&mut transaction).await, "it has just failed");
+    let older = "UPDATE jobs SET finished_at = finished_at - interval '90 seconds' WHERE tenant_id = $1";
+    sqlx::query(older).bind(id.0).execute(&mut *transaction).await.expect("wait");
+    assert!(is_due(&mut transaction).await, "a minute later");
+    ended_job(&mut transaction, id, "provision", 1).await;
+    assert!(!is_due(&mut transaction).await, "the second time it takes two");
+    sqlx::query(older).bind(id.0).execute(&mut *transaction).await.expect("wait");
+    assert!(is_due(&mut transaction).await);
+    for _ in 0..100 {
+        ended_job(&mut transaction, id, "provision", 90).await;
+    }
+    for (minutes, due) in [(50, false), (70, true)] {
+        let ended = "UPDATE jobs SET finished_at = now() - make_interval(mins => $2) WHERE tenant_id = $1";
+        sqlx::query(ended).bind(id.0).bind(minutes).execute(&mut *transaction).await.expect("wait");
+        assert_eq!(is_due(&mut transaction).await, due, "about once an hour for ever");
+    }
+    // Nobody makes what is being destroyed.
+    lifecycle::begin_destroying(&mut transaction, id).await.expect("begin");
+    assert!(!is_due(&mut transaction).await);
+    assert!(lifecycle::destroying_without_job(&mut transaction).await.expect("look").contains(&id));
+    transaction.rollback().await.expect("roll back");
+}
+
+#[tokio::test]
+async fn an_archive_that_is_not_complete_is_found_until_it_is() {
+    let db = database().await;
+    let id = tenant(&db).await;
+    let mut transaction = db.platform.begin().await.expect("begin");
+    let is_found = async |connection: &mut PgConnection| {
+        lifecycle::archived_incompletely(connection).await.expect("look").contains(&id)
+    };
+    tenants::set_state(&mut transaction, id, TenantState::Active, None).await.expect("make it active");
+    lifecycle::set_archive_complete(&mut transaction, id, true).await.expect("of no use");
+    assert!(!lifecycle::look(&mut transaction, id).await.expect("look").archive_is_complete, "it is active");
+    assert!(!is_found(&mut transaction).await);
+    lifecycle::archive(&mut transaction, id, None, "somebody", 30).await.expect("archive");
+    assert!(is_found(&mut transaction).await, "its database was not closed");
+    lifecycle::set_archive_complete(&mut transaction, id, true).await.expect("complete");
+    assert!(!is_found(&mut transaction).await);
+    // Taking it back has begun and ended halfway.
+    lifecycle::set_archive_complete(&mut transaction, id, false).await.expect("incomplete");
+    assert!(is_found(&mut transaction).await);
+    ended_job(&mut transaction, id, "unarchive", 0).await;
+    assert!(!is_found(&mut transaction).await, "whoever tried has a minute");
+    lifecycle::set_archive_complete(&mut transaction, id, true).await.expect("complete");
+    lifecycle::unarchive(&mut transaction, id, TenantState::Active).await.expect("unarchive");
+    lifecycle::archive(&mut transaction, id, None, "somebody", 30).await.expect("archive");
+    assert!(
+        !lifecycle::look(&mut transaction, id).await.expect("look").archive_is_complete,
+        "another archive"
+    );
+    transaction.rollback().await.expect("roll back");
+}
+
+#[tokio::test]
+async fn files_of_exports_that_nobody_makes_or_may_have_are_found() {
+    let db = database().await;
+    let (acme, gone) = (tenant(&db).await, tenant(&db).await);
+    let mut transaction = db.platform.begin().await.expect("begin");
+    let mut found = Vec::new();
+    for state in ["making", "ready", "failed", "expired"] {
+        let id = ExportId::random();
+        exports::insert(&mut transaction, id, acme, "test").await.expect("an export");
+        exports::set_state(&mut transaction, id, "making", state).await.expect("its state");
+        found.push((acme, id));
+    }
+    let unknown = (acme, ExportId::random());
+    // Another tenant's row makes no difference, and of what is destroyed another job removes the files.
+    let confused = (gone, found[0].1);
+    let all = [&found[..], &[unknown, confused]].concat();
+    let mut unwanted = exports::unwanted(&mut transaction, &all).await.expect("look");
+    unwanted.sort();
+    let mut expected = vec![found[2], found[3], unknown, confused];
+    expected.sort();
+    assert_eq!(unwanted, expected);
+    lifecycle::begin_destroying(&mut transaction, gone).await.expect("begin");
+    let unwanted = exports::unwanted(&mut transaction, &all).await.expect("look");
+    assert_eq!(unwanted.len(), 3);
     transaction.rollback().await.expect("roll back");
 }

@@ -3,14 +3,15 @@
 use loomworks_control::World;
 use loomworks_control::db::lifecycle::Update;
 use loomworks_control::db::templates;
+use loomworks_control::retirement;
 use loomworks_control::tenants::{self, Wanted};
-use loomworks_control::work::provision::unmake;
 use loomworks_core::ids::TenantId;
 use loomworks_postgres::{databases, roles, sql};
 use loomworks_undo::{Limits, Users, install, set_limits};
 use sqlx::{Connection, PgConnection, Row};
 
-use crate::world::{Tenant, ended, operator, until, with_world};
+use crate::endings::destroy;
+use crate::world::{Tenant, ended, granted, operator, until, waiting, with_world};
 
 /// Everything in a database that says who owns, may or guards what, and what is in it. The names of its roles and its
 /// own are left out.
@@ -115,13 +116,6 @@ fn a_copy_is_like_a_database_that_was_filled() {
     });
 }
 
-async fn waiting(world: &World) -> usize {
-    let mut mgmt = world.db.platform.acquire().await.expect("connect");
-    let current = world.template(&world.profiles["shop"]);
-    let copies = templates::all_copies(&mut mgmt).await.expect("look");
-    copies.iter().filter(|copy| copy.template == current && copy.state == "ready").count()
-}
-
 #[test]
 fn tenants_who_come_at_once_get_a_database_each_and_the_pool_is_filled_again() {
     with_world(async |world| {
@@ -160,8 +154,13 @@ fn a_profile_that_does_not_run_says_why_and_leaves_a_tenant_that_can_be_removed(
         let error = job.error.expect("an error");
         assert!(error.contains("column \"nothing\" does not exist"), "{error}");
         assert!(job.hint.expect("a hint").contains("correct the profile"));
-        unmake(&world, created.tenant.id).await.expect("unmake");
-        unmake(&world, created.tenant.id).await.expect("again");
+        let id = created.tenant.id;
+        let wrong =
+            retirement::destroy(&world, &operator(), &granted(&world, id).await, "other", false).await;
+        assert!(wrong.is_err(), "it is confirmed");
+        let plan = retirement::destroy_plan(&world, &operator(), &granted(&world, id).await).await;
+        assert!(plan.expect("a plan").allowed, "there is nothing to retain");
+        destroy(&world, id, &name).await;
         let login = Wanted {
             admin_login: Some("root".into()),
             subdomain: "another-one".parse().expect("a subdomain"),

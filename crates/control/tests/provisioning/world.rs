@@ -11,6 +11,7 @@ use loomworks_control::credentials::MasterKey;
 use loomworks_control::db::Db;
 use loomworks_control::db::jobs::Job;
 use loomworks_control::db::lifecycle::Update;
+use loomworks_control::db::templates;
 use loomworks_control::jobs;
 use loomworks_control::profile::{Admin, Profile, Users};
 use loomworks_control::reconcile::{self, Duties};
@@ -160,6 +161,21 @@ impl Tenant {
         Self { id: created.tenant.id, name, admin_password: password }
     }
 
+    /// One that is only written down: its id and its subdomain.
+    pub(crate) async fn draft(world: &World, profile: &str) -> (TenantId, String) {
+        let name = format!("t{}", TenantId::random().short());
+        let wanted = Wanted {
+            name: name.parse().expect("a name"),
+            subdomain: name.parse().expect("a subdomain"),
+            profile: Some(profile.into()),
+            admin_login: None,
+            draft: true,
+            fields: Update::default(),
+        };
+        let created = tenants::create(world, &operator(), &wanted).await.expect("create");
+        (created.tenant.id, name)
+    }
+
     pub(crate) async fn admin(&self, world: &World) -> PgConnection {
         world.cluster.connect(&self.name).await.expect("connect")
     }
@@ -172,4 +188,12 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         assert!(tokio::time::Instant::now() < deadline, "waited too long for {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Copies that wait for a tenant of the profile that has a pool.
+pub(crate) async fn waiting(world: &World) -> usize {
+    let mut mgmt = world.db.platform.acquire().await.expect("connect");
+    let current = world.template(&world.profiles["shop"]);
+    let copies = templates::all_copies(&mut mgmt).await.expect("look");
+    copies.iter().filter(|copy| copy.template == current && copy.state == "ready").count()
 }
