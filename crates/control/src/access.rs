@@ -179,7 +179,7 @@ pub async fn tenant(db: &Db, caller: &Caller, name: &str, permission: Permission
         Scope::Gateway => return Err(Error::Forbidden),
     };
     // What can be neither is nobody's name, and is not sent to the database.
-    if name.parse::<TenantId>().is_err() && name.parse::<Subdomain>().is_err() {
+    if name.parse::<TenantId>().is_err() && Subdomain::try_from(name.to_ascii_lowercase()).is_err() {
         return Err(Error::NotFound("such tenant"));
     }
     let mut transaction = begin(db, own).await?;

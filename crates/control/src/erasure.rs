@@ -91,7 +91,7 @@ pub(crate) fn prefix(tenant: TenantId) -> String {
 pub async fn report(world: &World, operator: &Operator, name: &str) -> Result<ErasureReport, Error> {
     let id = match name.parse::<TenantId>() {
         Ok(id) => Some(id),
-        Err(_) if name.parse::<Subdomain>().is_err() => None,
+        Err(_) if Subdomain::try_from(name.to_owned()).is_err() => None,
         Err(_) => tenants::find_id(&mut *operator.begin(&world.db).await?, name).await?,
     };
     look(world, id.ok_or(Error::NotFound("such tenant"))?).await

@@ -60,7 +60,8 @@ impl BaseDomains {
     /// The subdomain that a `Host` value names: `acme` for `acme.localhost:8080` or `ACME.localhost.`.
     ///
     /// `None` for everything that is not exactly one valid label below one of the domains, with at most one
-    /// trailing dot and at most one port. It is decided here and only here what counts as a tenant's address.
+    /// trailing dot and at most one port. It is decided here and only here what counts as a tenant's address. Whether
+    /// somebody could choose that name today does not matter: a tenant that has it is served.
     #[must_use]
     pub fn subdomain(&self, host: &str) -> Option<Subdomain> {
         let host = match host.split_once(':') {
@@ -72,7 +73,10 @@ impl BaseDomains {
             None => host,
         };
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        self.0.iter().find_map(|base| host.strip_suffix(base)?.strip_suffix('.')?.parse().ok())
+        self.0.iter().find_map(|base| {
+            let label = host.strip_suffix(base)?.strip_suffix('.')?;
+            Subdomain::try_from(label.to_owned()).ok()
+        })
     }
 }
 
@@ -133,6 +137,14 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_keeps_its_address_when_nobody_may_choose_it_any_more() {
+        for name in ["my--shop", "wpad"] {
+            let host = format!("{name}.localhost");
+            assert_eq!(base().subdomain(&host).map(|s| s.to_string()).as_deref(), Some(name));
+        }
+    }
+
+    #[test]
     fn everything_else_is_nobodys_address() {
         let hosts = [
             "",
@@ -162,7 +174,6 @@ mod tests {
             "acme\0.localhost",
             "acme%2elocalhost",
             "user@acme.localhost",
-            "www.localhost",
             "acme.localhost,globex.localhost",
         ];
         for host in hosts {
