@@ -127,8 +127,11 @@ async fn told_and_answered(db: &Db, id: TenantId) {
     let begun = idempotency::begin(&world, &caller, "a key", "POST /v1/tenants/x/y", b"{}").await;
     let Begun::Now(attempt) = begun.expect("begin") else { panic!("it is the first") };
     let name = id.to_string();
-    let asked = async { access::tenant(&world.db, &caller, &name, Permission::Manage).await.map(drop) };
-    idempotency::within(attempt.clone(), asked).await.expect("ask for it");
+    let asked = async {
+        let granted = access::tenant(&world.db, &caller, &name, Permission::Manage).await?;
+        granted.begin(&world.db).await?.commit().await
+    };
+    idempotency::within(attempt.clone(), asked).await.expect("do something with it");
     let answer = Answer { status: 201, content_type: None, body: "a password".into() };
     idempotency::finish(&world, &attempt, Some(&answer)).await.expect("finish");
 

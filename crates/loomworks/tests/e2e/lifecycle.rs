@@ -158,7 +158,11 @@ async fn a_tenant_of_which_something_is_left_is_not_called_destroyed_and_no_answ
     assert!(again.headers().contains_key("idempotency-replayed"), "the answer is repeated: {again:?}");
 
     let stray = format!("lwt_{}_stray", &id.replace('-', "")[..12]);
-    platform.as_superuser("postgres", &format!("CREATE ROLE {stray}")).await;
+    // A role that cannot be dropped, because something is its that is no tenant's.
+    let owning = format!(
+        "CREATE ROLE {stray}; CREATE TABLE public.stray (); ALTER TABLE public.stray OWNER TO {stray}"
+    );
+    platform.as_superuser("postgres", &owning).await;
     let job = platform.cli(&["tenant", "destroy", "acme", "--yes", "--no-wait"]);
     let job = text(&job["job"]);
     platform.wait_for("the job to say what is left", |platform| {
@@ -171,7 +175,7 @@ async fn a_tenant_of_which_something_is_left_is_not_called_destroyed_and_no_answ
         "{refused:?}"
     );
 
-    platform.as_superuser("postgres", &format!("DROP ROLE {stray}")).await;
+    platform.as_superuser("postgres", "DROP TABLE public.stray").await;
     platform.finish(&job);
     let destroyed = platform.cli(&["tenant", "list", "--state", "destroyed"]);
     assert_eq!(destroyed[0]["id"], json!(id));
