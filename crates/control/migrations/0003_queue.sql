@@ -30,11 +30,12 @@ CREATE TABLE job_turns (
 
 -- Claims up to `wanted` jobs for a node. `shares` says how many of them each queue is drawn for, in the order
 -- high_priority, default, low_priority; what a queue cannot use it gives away. In a queue the tenant that was served
--- longest ago comes first, with its oldest job; no tenant has more than `per_tenant` jobs running.
+-- longest ago comes first, with its oldest job; no tenant has more than `per_tenant` jobs running, and the node no
+-- more than `of_no_tenant` that belong to none: those take long, and tenants are not to wait for all of them.
 --
 -- One function and so one round trip: a worker that is stopped in the middle holds no lock.
 CREATE FUNCTION claim_jobs(node_name text, wanted integer, shares integer[], lease_seconds double precision,
-                           per_tenant integer)
+                           per_tenant integer, of_no_tenant integer)
     RETURNS SETOF jobs LANGUAGE plpgsql
     -- The tables are small one moment and large the next: never a plan that reads all of them.
     SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
@@ -47,8 +48,12 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('loomworks: claim jobs', 0));
     moment := clock_timestamp();
 
-    -- Whose worker has fallen silent waits again.
-    UPDATE jobs SET state = 'waiting', lease_until = NULL
+    -- Whose worker has fallen silent waits again. A first time at once; one that was cut off before may be what ends
+    -- its workers, so it comes back later and later, and those that were only beside it get done meanwhile. As in
+    -- `jobs::drive`.
+    UPDATE jobs SET state = 'waiting', lease_until = NULL, run_at = CASE WHEN attempts > 1
+        THEN moment + make_interval(secs => least(0.1 * 2 ^ least(attempts, 9), 30) * (0.7 + 0.6 * random()))
+        ELSE run_at END
     WHERE id IN (SELECT silent.id FROM jobs silent
                  WHERE silent.state = 'running' AND silent.lease_until < moment
                  ORDER BY silent.lease_until LIMIT 1000 FOR UPDATE SKIP LOCKED);
@@ -63,9 +68,10 @@ BEGIN
             WHERE j.state = 'waiting' AND (j.queue, j.tenant_key) > (head.queue, head.tenant_key)
             ORDER BY j.queue, j.tenant_key, j.run_at LIMIT 1) following
     ), busy AS (
-        SELECT j.tenant_key, count(*) AS jobs FROM jobs j WHERE j.state = 'running' GROUP BY j.tenant_key
+        SELECT j.tenant_key, count(*) AS jobs, count(*) FILTER (WHERE j.node = node_name) AS here
+        FROM jobs j WHERE j.state = 'running' GROUP BY j.tenant_key
     ), room AS (
-        SELECT head.*, CASE WHEN head.tenant_key = '00000000-0000-0000-0000-000000000000' THEN wanted
+        SELECT head.*, CASE WHEN head.tenant_key = '00000000-0000-0000-0000-000000000000' THEN of_no_tenant - coalesce(busy.here, 0)
                             ELSE per_tenant - coalesce(busy.jobs, 0) END AS slots
         FROM head LEFT JOIN busy USING (tenant_key) WHERE head.run_at <= moment
     ), due AS (

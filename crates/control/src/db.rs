@@ -34,6 +34,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, PgConnection, PgPool};
 
 use crate::error::Error;
+use crate::jobs::Slots;
 
 pub const DATABASE: &str = "loomworks_mgmt";
 /// Owns the tables; nobody logs in as it.
@@ -42,6 +43,13 @@ const OWNER: &str = "loomworks_owner";
 pub const PLATFORM_ROLE: &str = "loomworks_platform";
 /// The role of tenants' own requests: row security confines it.
 pub const API_ROLE: &str = "loomworks_api";
+
+/// Connections of the platform's role for everything but jobs.
+const CONNECTIONS: u32 = 8;
+/// A step holds one as a rule, and now and then one more for a transaction.
+const CONNECTIONS_OF_A_JOB: u32 = 2;
+/// The server has 200, and tenants need some.
+const CONNECTIONS_MAX: u32 = 100;
 
 /// A moment, as a column of ours.
 pub type Time = jiff_sqlx::Timestamp;
@@ -57,8 +65,14 @@ pub struct Db {
 }
 
 impl Db {
-    /// Makes the database and its roles if they are missing, brings the tables up to date, connects.
+    /// The same as [`Self::set_up_for`], for as many jobs as are usual.
     pub async fn set_up(cluster: &Cluster) -> Result<Self, Error> {
+        Self::set_up_for(cluster, Slots::default()).await
+    }
+
+    /// Makes the database and its roles if they are missing, brings the tables up to date, connects. There are
+    /// connections for so many jobs at once.
+    pub async fn set_up_for(cluster: &Cluster, slots: Slots) -> Result<Self, Error> {
         let mut admin = cluster.connect("postgres").await?;
         roles::ensure_group(&mut admin, OWNER).await?;
         for role in [PLATFORM_ROLE, API_ROLE] {
@@ -76,7 +90,9 @@ impl Db {
         );
         sql::run(&mut admin, connect).await?;
         Self::migrate(cluster).await?;
-        Ok(Self { platform: pool(cluster, PLATFORM_ROLE, 16), tenants: pool(cluster, API_ROLE, 8) })
+        let jobs = u32::try_from(slots.in_process).unwrap_or(u32::MAX).saturating_mul(CONNECTIONS_OF_A_JOB);
+        let platform = pool(cluster, PLATFORM_ROLE, CONNECTIONS.saturating_add(jobs).min(CONNECTIONS_MAX));
+        Ok(Self { platform, tenants: pool(cluster, API_ROLE, 8) })
     }
 
     async fn migrate(cluster: &Cluster) -> Result<(), Error> {

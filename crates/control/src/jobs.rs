@@ -37,7 +37,7 @@ use crate::error::{Error, chain};
 
 pub use crate::db::jobs::Queue;
 pub use asked::{Follow, cancel, follow, get, list, retry};
-pub use crash::{CrashPoint, CrashWhen};
+pub use crash::{CrashPoint, CrashWhen, Cut};
 pub use kinds::Kinds;
 pub use runner::Slots;
 pub use signals::Signals;

@@ -94,8 +94,28 @@ pub async fn raise_and_record(
 pub async fn raise_failed_job(
     connection: &mut PgConnection,
     tenant: Option<TenantId>,
+    job: (JobId, &str),
+    error: &str,
+) -> sqlx::Result<()> {
+    raise_job_failed(connection, tenant, job, error, Severity::Warning).await
+}
+
+/// The same, of a job that has left something which nobody could put right: somebody has to.
+pub(crate) async fn raise_abandoned_job(
+    connection: &mut PgConnection,
+    tenant: Option<TenantId>,
+    job: (JobId, &str),
+    error: &str,
+) -> sqlx::Result<()> {
+    raise_job_failed(connection, tenant, job, error, Severity::Critical).await
+}
+
+async fn raise_job_failed(
+    connection: &mut PgConnection,
+    tenant: Option<TenantId>,
     (job, kind): (JobId, &str),
     error: &str,
+    severity: Severity,
 ) -> sqlx::Result<()> {
     use crate::jobs::Work;
     use crate::work::{deliver_webhook::DeliverWebhook, fan_out::FanOut};
@@ -104,7 +124,7 @@ pub async fn raise_failed_job(
     }
     let notice = Notice {
         event: "job.failed",
-        severity: Severity::Warning,
+        severity,
         message: format!("job {job} ({kind}) failed: {error}"),
         detail: json!({ "job": job, "kind": kind }),
     };

@@ -12,7 +12,7 @@ use crate::accelerator::Accelerator;
 use crate::credentials::{CredentialPolicy, MasterKey};
 use crate::db::Db;
 use crate::error::Error;
-use crate::jobs::{CrashPoint, Kinds, Signals, Slots};
+use crate::jobs::{CrashPoint, Cut, Kinds, Signals, Slots};
 use crate::keys::KeyRing;
 use crate::oidc::Oidc;
 use crate::operations::LogConnections;
@@ -64,6 +64,8 @@ pub struct Parts {
     pub slots: Slots,
     /// Where the program is to die, for tests that prove that it may.
     pub crash_at: Option<CrashPoint>,
+    /// Where a worker of this process is to stop dead, for the same.
+    pub cut: Cut,
 }
 
 impl Parts {
@@ -100,6 +102,7 @@ impl Parts {
             accelerator: Accelerator::default(),
             slots: Slots::default(),
             crash_at: None,
+            cut: Cut::default(),
         })
     }
 }

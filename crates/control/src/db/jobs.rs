@@ -20,7 +20,7 @@ pub const CHANNEL: &str = "loomworks_jobs";
 pub const CHANGES: &str = "loomworks_job_changes";
 
 /// How long a worker that says nothing keeps its claim.
-pub const LEASE_SECONDS: f64 = 15.0;
+pub const LEASE_SECONDS: f64 = 10.0;
 
 /// Which jobs are taken first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]

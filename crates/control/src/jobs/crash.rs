@@ -1,6 +1,10 @@
-//! Where the program is to die, for tests that prove that it may.
+//! Where the program is to die, or one worker in it, for tests that prove that they may.
 
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use loomworks_core::ids::JobId;
+use tokio::sync::oneshot;
 
 /// Once the program has carried out its `place`-th step (from 0) of a kind, before or after the next one was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,40 @@ impl FromStr for CrashPoint {
             _ => return Err(refused()),
         };
         Ok(Self { kind: kind.to_owned(), place: place.parse().map_err(|_| refused())?, when })
+    }
+}
+
+/// Where the worker of one job is to stop dead: it saves nothing any more, and whoever asked is told. He ends all that
+/// runs with that worker and lets another go on. Cheap to clone; nobody is stopped as long as nobody asks.
+#[derive(Clone, Default)]
+pub struct Cut(Arc<Mutex<Option<Asked>>>);
+
+struct Asked {
+    job: JobId,
+    place: i32,
+    when: CrashWhen,
+    reached: oneshot::Sender<()>,
+}
+
+impl Cut {
+    /// Asks for one; answers when the worker has stopped there. Takes the place of what was asked before.
+    pub fn ask(&self, job: JobId, place: i32, when: CrashWhen) -> oneshot::Receiver<()> {
+        let (reached, told) = oneshot::channel();
+        *self.asked() = Some(Asked { job, place, when, reached });
+        told
+    }
+
+    /// Stops for ever if this is the place. Once: who goes on with the job passes.
+    pub(crate) async fn stop_at(&self, job: JobId, place: i32, when: CrashWhen) {
+        let here = |asked: &mut Asked| (asked.job, asked.place, asked.when) == (job, place, when);
+        let Some(asked) = self.asked().take_if(here) else { return };
+        // Whoever asked may have given up waiting.
+        let _ = asked.reached.send(());
+        std::future::pending().await
+    }
+
+    fn asked(&self) -> std::sync::MutexGuard<'_, Option<Asked>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

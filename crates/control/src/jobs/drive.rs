@@ -16,15 +16,22 @@ use super::saver::Saver;
 use super::{Context, StepError, Then, Work, kinds};
 use crate::db::jobs::Claim;
 use crate::db::jobs::claims::{self, Applied, Change, Outcome};
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::{World, notifications};
 
 /// How long a step may wait for something while it keeps its worker. Then the job is put back: those that wait for an
 /// archive which does not work must not keep the others from running.
 const WAIT_IN_HAND: Duration = Duration::from_secs(3);
 
-/// How often a lease is renewed: a third of its time.
-const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// How often a lease is renewed: less than a third of its time, so that two renewals may be lost.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+
+/// How long a job waits that this program cannot read. Another process may know it while a newer version is brought
+/// in.
+const LEFT_TO_OTHERS_SECONDS: f64 = 60.0;
+
+/// How often it is tried to put right what a failed job has left, after its last try.
+const GIVE_UP_TRIES: i32 = 5;
 
 /// A job in the hands of this process.
 struct Hand<'a, W> {
@@ -50,54 +57,53 @@ pub(crate) async fn drive<W: Work>(world: &World, saver: &Saver, claim: &Claim) 
     let (work, mut step) = match kinds::parse::<W>(&claim.work, claim.step.as_ref()) {
         Ok(parsed) => parsed,
         Err(error) => {
-            let error = format!("its row cannot be read: {error}");
-            return refuse(saver, claim, error, "another version of loomworks may have written it").await;
+            return refuse(world, saver, claim, format!("its row cannot be read: {error}")).await;
         }
     };
     let hand = Hand { world, saver, claim, work, context };
     let (mut attempts, mut place) = (claim.attempts, claim.steps_done);
     let mut cancel = claim.cancel_requested;
-    if attempts > claim.max_attempts && !cancel {
-        let error = StepError::permanent(
-            format!("it was cut off {} times at the same step", claim.max_attempts),
-            "the log of those moments may say what ended the process",
-        );
-        return hand.settle(&error, attempts).await;
+    if attempts > claim.max_attempts + GIVE_UP_TRIES {
+        return hand.abandon().await;
     }
-    let (mut waiting_since, mut renewed) = (None, Instant::now());
+    if attempts > claim.max_attempts && !(cancel && W::can_cancel(&step)) {
+        return hand.settle(&used_up(claim), attempts).await;
+    }
+    let mut waiting_since = None;
+    let mut renew_at = Instant::now() + RENEW_EVERY;
     loop {
         if cancel && W::can_cancel(&step) {
-            return hand.cancel().await;
+            return hand.cancel(attempts).await;
         }
-        match hand.run(&step, &mut cancel).await {
+        match hand.run(&step, &mut renew_at, &mut cancel).await {
             Ran::LeaseLost => return Ok(()),
             Ran::Error(error) => return hand.settle(&error, attempts).await,
             Ran::Then(Then::Next(next)) => {
-                hand.crash(place, CrashWhen::BeforeSave);
+                hand.crash(place, CrashWhen::BeforeSave).await;
                 let progress = W::progress(&next);
                 let value =
                     serde_json::to_value(&next).map_err(|error| Error::Internal(error.to_string()))?;
                 let outcome = Outcome::Next { value, percent: progress.percent, words: progress.words };
                 let Some(saved) = hand.save(outcome).await? else { return Ok(()) };
-                hand.crash(place, CrashWhen::AfterSave);
+                hand.crash(place, CrashWhen::AfterSave).await;
                 (step, cancel, attempts) = (next, saved.cancel_requested, 1);
                 place += 1;
-                (waiting_since, renewed) = (None, Instant::now());
+                (waiting_since, renew_at) = (None, Instant::now() + RENEW_EVERY);
             }
             Ran::Then(waiting @ (Then::Later(wait) | Then::Shortly(wait))) => {
                 let since = *waiting_since.get_or_insert_with(Instant::now);
                 if matches!(waiting, Then::Later(_)) && since.elapsed() > WAIT_IN_HAND {
                     return hand.save(Outcome::Back { seconds: 1.0 }).await.map(drop);
                 }
-                tokio::time::sleep(wait).await;
-                if renewed.elapsed() > RENEW_EVERY {
+                tokio::time::sleep(wait.min(RENEW_EVERY)).await;
+                // Here and not only beside the next look, which may be too short for it.
+                if Instant::now() >= renew_at {
                     let Some(kept) = hand.save(Outcome::Keep).await? else { return Ok(()) };
-                    cancel = kept.cancel_requested;
-                    renewed = Instant::now();
+                    (cancel, renew_at) = (kept.cancel_requested, Instant::now() + RENEW_EVERY);
                 }
             }
             Ran::Then(Then::Done(value)) => {
-                hand.crash(place, CrashWhen::BeforeSave);
+                hand.crash(place, CrashWhen::BeforeSave).await;
                 if hand.save(Outcome::Succeeded { value }).await?.is_some() {
                     info!(job = %claim.id, kind = W::KIND, "job {} ({}) is done", claim.id, W::KIND);
                 }
@@ -107,10 +113,48 @@ pub(crate) async fn drive<W: Work>(world: &World, saver: &Saver, claim: &Claim) 
     }
 }
 
-/// Ends a job that this program cannot carry out.
-pub(crate) async fn refuse(saver: &Saver, claim: &Claim, error: String, hint: &str) -> Result<(), Error> {
-    tracing::error!(job = %claim.id, kind = claim.kind, error, "job {} failed", claim.id);
-    saver.save(claim, Outcome::Failed { error, hint: Some(hint.to_owned()) }).await.map(drop)
+/// Leaves a job that this program cannot read to others that may. If nobody takes it in all its tries it has failed,
+/// and nobody knows how to put right what it has left.
+pub(crate) async fn refuse(world: &World, saver: &Saver, claim: &Claim, error: String) -> Result<(), Error> {
+    let (id, kind) = (claim.id, claim.kind.as_str());
+    let hint = Some("another version of loomworks may have made it".to_owned());
+    if claim.attempts < claim.max_attempts {
+        warn!(job = %id, kind, error, "job {id} is left to others");
+        let outcome = Outcome::Again { error, hint, seconds: LEFT_TO_OTHERS_SECONDS };
+        return saver.save(claim, outcome).await.map(drop);
+    }
+    fail_as_it_is(world, claim, error, hint).await
+}
+
+/// Ends a job without putting right what it has left, and calls for somebody who does.
+async fn fail_as_it_is(
+    world: &World,
+    claim: &Claim,
+    error: String,
+    hint: Option<String>,
+) -> Result<(), Error> {
+    let (id, kind) = (claim.id, claim.kind.as_str());
+    let mut transaction = world.db.platform.begin().await?;
+    let changes = [Change::new(claim, Outcome::Failed { error: error.clone(), hint })];
+    if claims::apply(&mut transaction, &changes).await?.is_empty() {
+        return Ok(());
+    }
+    notifications::raise_abandoned_job(&mut transaction, claim.tenant(), (id, kind), &error).await?;
+    transaction.commit().await?;
+    tracing::error!(job = %id, kind, error, "job {id} failed, and what it has left stays as it is");
+    Ok(())
+}
+
+/// Why a job has failed that is found with no tries left: the last one did not live to say it.
+fn used_up(claim: &Claim) -> StepError {
+    let max = claim.max_attempts;
+    match &claim.error {
+        Some(error) => StepError { message: error.clone(), hint: claim.hint.clone(), retry: false },
+        None => StepError::permanent(
+            format!("it was cut off {max} times at the same step"),
+            "the log of those moments may say what ended the process",
+        ),
+    }
 }
 
 impl<W: Work> Hand<'_, W> {
@@ -119,7 +163,7 @@ impl<W: Work> Hand<'_, W> {
     }
 
     /// Runs one step while the lease is renewed. One that panics has failed like one that says so.
-    async fn run(&self, step: &W::Step, cancel: &mut bool) -> Ran<W::Step> {
+    async fn run(&self, step: &W::Step, renew_at: &mut Instant, cancel: &mut bool) -> Ran<W::Step> {
         let mut running = pin!(self.work.run(step, self.world, &self.context));
         let mut caught = pin!(poll_fn(|context| {
             match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(context))) {
@@ -134,15 +178,22 @@ impl<W: Work> Hand<'_, W> {
             }
         }));
         loop {
-            tokio::select! {
+            // The step goes on while the renewal is written down.
+            let renewal = async {
+                tokio::time::sleep_until(*renew_at).await;
+                self.save(Outcome::Keep).await
+            };
+            let kept = tokio::select! {
                 biased;
                 ran = &mut caught => return ran,
-                () = tokio::time::sleep(RENEW_EVERY) => match self.save(Outcome::Keep).await {
-                    Ok(Some(kept)) => *cancel = kept.cancel_requested,
-                    Ok(None) => return Ran::LeaseLost,
-                    // The database does not answer. The step goes on; whether it counts is seen when it is saved.
-                    Err(error) => warn!(error = crate::error::chain(&error), "a lease could not be renewed"),
-                },
+                kept = renewal => kept,
+            };
+            *renew_at = Instant::now() + RENEW_EVERY;
+            match kept {
+                Ok(Some(kept)) => *cancel = kept.cancel_requested,
+                Ok(None) => return Ran::LeaseLost,
+                // The database does not answer. The step goes on; whether it counts is seen when it is saved.
+                Err(error) => warn!(error = chain(&error), "a lease could not be renewed"),
             }
         }
     }
@@ -158,18 +209,44 @@ impl<W: Work> Hand<'_, W> {
             warn!(job = %claim.id, kind = W::KIND, attempts, error = message, "job {} will be tried again", claim.id);
             return self.save(Outcome::Again { error: message, hint, seconds }).await.map(drop);
         }
-        let outcome = Outcome::Failed { error: message.clone(), hint };
-        if self.end(outcome).await? {
-            tracing::error!(job = %claim.id, kind = W::KIND, attempts, error = message, "job {} failed", claim.id);
+        match self.end(Outcome::Failed { error: message.clone(), hint: hint.clone() }).await {
+            Ok(true) => {
+                tracing::error!(job = %claim.id, kind = W::KIND, attempts, error = message, "job {} failed", claim.id);
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) => self.end_later(message, hint, &error, attempts).await,
+        }
+    }
+
+    async fn cancel(&self, attempts: i32) -> Result<(), Error> {
+        match self.end(Outcome::Cancelled).await {
+            Ok(true) => info!(job = %self.claim.id, kind = W::KIND, "job {} was cancelled", self.claim.id),
+            Ok(false) => {}
+            Err(error) => self.end_later("it is to be cancelled".into(), None, &error, attempts).await?,
         }
         Ok(())
     }
 
-    async fn cancel(&self) -> Result<(), Error> {
-        if self.end(Outcome::Cancelled).await? {
-            info!(job = %self.claim.id, kind = W::KIND, "job {} was cancelled", self.claim.id);
-        }
-        Ok(())
+    /// What the job has left could not be put right. The next try comes here again, and after a few it is left.
+    async fn end_later(
+        &self,
+        error: String,
+        hint: Option<String>,
+        reason: &Error,
+        attempts: i32,
+    ) -> Result<(), Error> {
+        let id = self.claim.id;
+        warn!(job = %id, kind = W::KIND, error = chain(reason), "what job {id} has left could not be put right");
+        let seconds = backoff_seconds(attempts);
+        self.save(Outcome::Again { error, hint, seconds }).await.map(drop)
+    }
+
+    /// Ends a job whose end did not work either.
+    async fn abandon(&self) -> Result<(), Error> {
+        let StepError { message, hint, .. } = used_up(self.claim);
+        let error = format!("{message}; and what it has left could not be put right");
+        fail_as_it_is(self.world, self.claim, error, hint).await
     }
 
     /// Ends a job without its result, in the transaction that puts right what it has left.
@@ -192,10 +269,12 @@ impl<W: Work> Hand<'_, W> {
         Ok(true)
     }
 
-    fn crash(&self, place: i32, when: CrashWhen) {
+    /// Where a test wants it, the program dies, or this worker does no more.
+    async fn crash(&self, place: i32, when: CrashWhen) {
         if let Some(point) = &self.world.crash_at {
             point.die_at(W::KIND, place, when);
         }
+        self.world.cut.stop_at(self.claim.id, place, when).await;
     }
 }
 
@@ -205,7 +284,7 @@ fn words_of(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Doubles from a tenth of a second to half a minute, with noise so that jobs which failed together do not come back
-/// together.
+/// together. `claim_jobs` has the same for those whose worker fell silent.
 fn backoff_seconds(attempts: i32) -> f64 {
     let base = 0.1 * f64::from(2_i32.pow(attempts.clamp(0, 9).cast_unsigned()));
     base.min(30.0) * rand::rng().random_range(0.7..1.3)

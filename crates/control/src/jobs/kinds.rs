@@ -54,7 +54,7 @@ impl Kinds {
         self
     }
 
-    /// Their words in the queue.
+    /// Their names, in the order of the alphabet.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.0.keys().copied()
     }

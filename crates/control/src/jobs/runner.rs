@@ -36,6 +36,14 @@ pub struct Slots {
     pub per_tenant: i32,
 }
 
+impl Slots {
+    /// How many jobs of no tenant this process runs at once: they are long (a backup, a fleet migration), and two
+    /// slots stay for tenants as far as there are so many.
+    fn of_no_tenant(self) -> i32 {
+        i32::try_from(self.in_process.saturating_sub(2).max(1)).unwrap_or(i32::MAX)
+    }
+}
+
 impl Default for Slots {
     fn default() -> Self {
         Self { in_process: 6, per_tenant: 3 }
@@ -57,18 +65,15 @@ pub async fn run(world: World, mut stop: watch::Receiver<bool>) {
             }
         }
     }
-    let (saver, saving) = Saver::start(world.db.platform.clone());
+    let (saver, saving) = Saver::start(&world.db.platform);
     let notes = Notes::start(&world.accelerator, &world.node, &world.db.platform);
-    let schedules = tokio::spawn(cron::run(world.clone()));
+    let mut beside = JoinSet::new();
+    beside.spawn(cron::run(world.clone()));
     let (accelerator, signals) = (world.accelerator.clone(), world.signals.clone());
-    let hearing = tokio::spawn(async move { accelerator.hear(&signals).await });
+    beside.spawn(async move { accelerator.hear(&signals).await });
     let mut working = JoinSet::new();
-    tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => {}
-        () = claim_and_run(&world, &saver, &notes, &mut working) => {}
-    }
-    schedules.abort();
-    hearing.abort();
+    claim_and_run(&world, &saver, &notes, &mut working, &mut stop).await;
+    beside.abort_all();
     working.shutdown().await;
     drop(saver);
     // What was done is written down before the rest is given back.
@@ -79,34 +84,54 @@ pub async fn run(world: World, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// Claims jobs whenever there is a free slot.
-async fn claim_and_run(world: &World, saver: &Saver, notes: &Notes, working: &mut JoinSet<()>) {
+/// Claims jobs whenever there is a free slot, until it is to stop.
+async fn claim_and_run(
+    world: &World,
+    saver: &Saver,
+    notes: &Notes,
+    working: &mut JoinSet<()>,
+    stop: &mut watch::Receiver<bool>,
+) {
     let slots = Arc::new(Semaphore::new(world.slots.in_process));
     loop {
         while working.try_join_next().is_some() {}
-        let Ok(first) = slots.clone().acquire_owned().await else { return };
+        let slot = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            slot = slots.clone().acquire_owned() => slot,
+        };
+        let Ok(first) = slot else { return };
         let mut free = vec![first];
         while free.len() < BATCH_MAX
             && let Ok(slot) = slots.clone().try_acquire_owned()
         {
             free.push(slot);
         }
-        let wanted = Wanted { shares: draw(free.len()), per_tenant: world.slots.per_tenant };
-        match claims::claim(&world.db.platform, &world.node, wanted).await {
+        let wanted = Wanted {
+            shares: draw(free.len()),
+            per_tenant: world.slots.per_tenant,
+            of_no_tenant: world.slots.of_no_tenant(),
+        };
+        // Not dropped halfway: what it takes would be nobody's until the lease has run out.
+        let idle = match claims::claim(&world.db.platform, &world.node, wanted).await {
             Ok(claimed) => {
                 let nothing = claimed.is_empty();
                 for (claim, slot) in claimed.into_iter().zip(free) {
                     working.spawn(carry_out(world.clone(), saver.clone(), notes.clone(), claim, slot));
                 }
-                if nothing {
-                    // A little noise keeps processes from all looking at the same moment.
-                    let poll = POLL.mul_f64(rand::rng().random_range(0.8..1.2));
-                    let _ = tokio::time::timeout(poll, world.signals.job_waits(&world.db.platform)).await;
-                }
+                nothing
             }
             Err(error) => {
                 warn!(error = chain(&error), "no job can be claimed; trying again");
-                tokio::time::sleep(POLL).await;
+                true
+            }
+        };
+        if idle {
+            // A little noise keeps processes from all looking at the same moment.
+            let poll = POLL.mul_f64(rand::rng().random_range(0.8..1.2));
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                _ = tokio::time::timeout(poll, world.signals.job_waits(&world.db.platform)) => {}
             }
         }
     }
@@ -138,7 +163,7 @@ async fn carry_out(world: World, saver: Saver, notes: Notes, claim: Claim, slot:
         }
         None => {
             let error = format!("this program knows no jobs of kind `{}`", claim.kind);
-            drive::refuse(&saver, &claim, error, "a newer version of loomworks may have made it").await
+            drive::refuse(&world, &saver, &claim, error).await
         }
     };
     if let Err(error) = driven {
@@ -161,6 +186,12 @@ pub fn nothing() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn jobs_of_no_tenant_leave_slots_to_tenants_and_always_have_one() {
+        let of = |in_process| Slots { in_process, per_tenant: 3 }.of_no_tenant();
+        assert_eq!([1, 2, 3, 6, 200].map(of), [1, 1, 1, 4, 198]);
+    }
 
     #[test]
     fn each_slot_is_drawn_for_one_queue_and_no_queue_is_left_out() {

@@ -2,14 +2,22 @@
 //!
 //! A commit costs a wait for the disk, whether it is of one job or of a hundred. So one task writes: while it waits,
 //! what other workers have done collects and goes into the next statement. Nobody waits for others to come.
+//!
+//! It has a connection of its own: a lease must be renewed also while steps have all others in use.
+
+use std::time::Duration;
 
 use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::db::jobs::Claim;
 use crate::db::jobs::claims::{self, Applied, BATCH_MAX, Change, Outcome};
 use crate::error::Error;
+
+/// How long a connection may take. The leases of those who wait meanwhile run.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 type Answer = sqlx::Result<Option<Applied>>;
 
@@ -19,9 +27,12 @@ pub(crate) struct Saver(mpsc::Sender<(Change, oneshot::Sender<Answer>)>);
 
 impl Saver {
     /// Starts the task that writes; it ends when nobody can ask it any more.
-    pub(crate) fn start(pool: PgPool) -> (Self, JoinHandle<()>) {
+    pub(crate) fn start(pool: &PgPool) -> (Self, JoinHandle<()>) {
         let (sender, receiver) = mpsc::channel(BATCH_MAX);
-        (Self(sender), tokio::spawn(write(pool, receiver)))
+        let options = (*pool.connect_options()).clone();
+        let own =
+            PgPoolOptions::new().max_connections(1).acquire_timeout(PATIENCE).connect_lazy_with(options);
+        (Self(sender), tokio::spawn(write(own, receiver)))
     }
 
     /// Writes an outcome down. `None`: the claim is lost, and nothing was written.
@@ -36,6 +47,12 @@ impl Saver {
 async fn write(pool: PgPool, mut receiver: mpsc::Receiver<(Change, oneshot::Sender<Answer>)>) {
     let mut asked = Vec::with_capacity(BATCH_MAX);
     while receiver.recv_many(&mut asked, BATCH_MAX).await > 0 {
+        // A step that ended while its lease was being renewed is saved as well, and one statement must not change a
+        // row twice. Who asked for the renewal has gone then.
+        asked.retain(|(change, answer)| !(matches!(change.outcome, Outcome::Keep) && answer.is_closed()));
+        if asked.is_empty() {
+            continue;
+        }
         let (changes, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
         match apply(&pool, &changes).await {
             Ok(applied) => {

@@ -58,7 +58,11 @@ async fn insert_many(db: &Db, tenant: Option<TenantId>, queue: Queue, count: usi
 }
 
 async fn claim_many(db: &Db, shares: [i32; 3], per_tenant: i32) -> Vec<Claim> {
-    claims::claim(&db.platform, "a node", Wanted { shares, per_tenant }).await.expect("claim")
+    claim_as(db, "a node", Wanted { shares, per_tenant, of_no_tenant: 1000 }).await
+}
+
+async fn claim_as(db: &Db, node: &str, wanted: Wanted) -> Vec<Claim> {
+    claims::claim(&db.platform, node, wanted).await.expect("claim")
 }
 
 async fn claim(db: &Db) -> Option<Claim> {
@@ -84,6 +88,12 @@ fn done() -> Outcome {
 async fn lease_runs_out(db: &Db) {
     let sql = "UPDATE jobs SET lease_until = now() - interval '1 second' WHERE state = 'running'";
     sqlx::query(sql).execute(&db.platform).await.expect("let it run out");
+}
+
+/// The waits between tries are over.
+async fn the_time_comes(db: &Db) {
+    let sql = "UPDATE jobs SET run_at = now() WHERE state = 'waiting'";
+    sqlx::query(sql).execute(&db.platform).await.expect("let the time come");
 }
 
 #[tokio::test]
@@ -189,6 +199,10 @@ async fn tries_count_for_a_step_and_waiting_is_no_try() {
         let claimed = claim(&db).await.expect("a claim");
         assert_eq!(claimed.attempts, attempts);
         lease_runs_out(&db).await;
+        if attempts > 1 {
+            assert!(claim(&db).await.is_none(), "it waits");
+            the_time_comes(&db).await;
+        }
     }
     let claimed = claim(&db).await.expect("a claim");
     assert!(change(&db, &claimed, next()).await);
@@ -196,6 +210,39 @@ async fn tries_count_for_a_step_and_waiting_is_no_try() {
     let again = claim(&db).await.expect("a claim");
     assert_eq!((again.attempts, again.steps_done), (1, 1));
     assert_eq!(again.step, Some(json!("next")));
+}
+
+#[tokio::test]
+async fn what_is_cut_off_again_and_again_comes_back_later_and_later() {
+    let (db, _alone) = queue().await;
+    let id = insert(&db, "cut off").await.expect("a job");
+    let mut waits = Vec::new();
+    for attempts in [1, 2, 5, 50] {
+        sqlx::query("UPDATE jobs SET attempts = $2, run_at = now() WHERE id = $1")
+            .bind(id.0)
+            .bind(attempts - 1)
+            .execute(&db.platform)
+            .await
+            .expect("so many tries");
+        claim(&db).await.expect("a claim");
+        lease_runs_out(&db).await;
+        // One who claims puts it back, and takes it if its time has come.
+        let taken = claim(&db).await.is_some();
+        assert_eq!(taken, attempts == 1, "a first cut is recovered at once: {attempts}");
+        let wait: f64 = sqlx::query_scalar(
+            "SELECT greatest(extract(epoch FROM run_at - now()), 0)::float8 FROM jobs WHERE id = $1",
+        )
+        .bind(id.0)
+        .fetch_one(&db.platform)
+        .await
+        .expect("look");
+        waits.push(wait);
+        if taken {
+            lease_runs_out(&db).await;
+            claim(&db).await;
+        }
+    }
+    assert!(waits.is_sorted() && (10.0..40.0).contains(&waits[3]), "{waits:?}");
 }
 
 #[tokio::test]
@@ -294,6 +341,19 @@ async fn no_more_of_a_tenants_jobs_run_at_once_than_it_may() {
     let ended = first.iter().find(|claim| claim.tenant() == Some(big)).expect("one of them");
     assert!(change(&db, ended, done()).await);
     assert_eq!(count(&claim_many(&db, [4, 4, 4], 3).await, Some(big)), 1);
+}
+
+#[tokio::test]
+async fn jobs_of_no_tenant_leave_slots_of_a_node_to_tenants() {
+    let (db, _alone) = queue().await;
+    insert_many(&db, None, Queue::HighPriority, 10).await;
+    let wanted = |slots| Wanted { shares: [slots, 0, 0], per_tenant: 3, of_no_tenant: 4 };
+    assert_eq!(claim_as(&db, "a node", wanted(6)).await.len(), 4);
+    assert_eq!(claim_as(&db, "a node", wanted(2)).await.len(), 0, "the last two are not for them");
+    let tenant = tenant(&db).await;
+    insert_many(&db, Some(tenant), Queue::LowPriority, 1).await;
+    assert_eq!(claim_as(&db, "a node", wanted(2)).await[0].tenant(), Some(tenant));
+    assert_eq!(claim_as(&db, "another node", wanted(6)).await.len(), 4, "each node has its own");
 }
 
 #[tokio::test]

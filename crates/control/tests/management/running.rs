@@ -40,6 +40,8 @@ enum Do {
     Wait,
     /// The same, and it cannot be cancelled there.
     WaitFirmly,
+    /// The same, with all of the process's connections in its hands.
+    WaitWithAll,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +84,17 @@ impl Work for Told {
             Do::GoOn => {}
             Do::Panic => panic!("as told"),
             Do::Fail => return Err(Error::Internal("failed as told".into()).into()),
+            Do::WaitWithAll => {
+                let pool = &world.db.platform;
+                let mut all = Vec::new();
+                // All that are to be had: one hears of jobs.
+                while let Ok(one) = tokio::time::timeout(Duration::from_secs(1), pool.acquire()).await {
+                    all.push(one.map_err(Error::from)?);
+                }
+                while GO_ON.load(Ordering::SeqCst) == 0 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
             Do::Wait | Do::WaitFirmly if GO_ON.load(Ordering::SeqCst) == 0 => {
                 return Ok(Then::Later(Duration::from_millis(20)));
             }
@@ -95,6 +108,9 @@ impl Work for Told {
     }
 
     async fn give_up(&self, connection: &mut PgConnection, _: &Context) -> Result<(), Error> {
+        if self.name == "stubborn" {
+            return Err(Error::Internal("does not give up".into()));
+        }
         write(connection, &format!("gave up {}", self.name)).await;
         Ok(())
     }
@@ -162,6 +178,23 @@ impl Running {
         jobs::enqueue(&mut connection, &told, "test").await.expect("enqueue")
     }
 
+    /// Enqueues one that is as these assignments say when it is first seen.
+    async fn enqueue_as(&self, name: &str, steps: &[Do], set: &'static str) -> JobId {
+        let told = Told { tenant: None, name: name.into(), steps: steps.to_vec() };
+        let mut transaction = self.world.db.platform.begin().await.expect("begin");
+        let id = jobs::enqueue(&mut transaction, &told, "test").await.expect("enqueue");
+        let sql = format!("UPDATE jobs SET {set} WHERE id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0).execute(&mut *transaction).await.expect("set");
+        transaction.commit().await.expect("commit");
+        id
+    }
+
+    /// Nobody waits for the time between tries.
+    async fn hurry(&self) {
+        let sql = "UPDATE jobs SET run_at = now() WHERE state = 'waiting' AND run_at > now()";
+        sqlx::query(sql).execute(&self.world.db.platform).await.expect("hurry");
+    }
+
     async fn job(&self, id: JobId) -> Job {
         jobs::get(&self.world, &operator(), id).await.expect("the job")
     }
@@ -173,6 +206,17 @@ impl Running {
                 return job;
             }
             assert!(!job.is_finished(), "{job:?} is not {state}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a try has ended with an error.
+    async fn until_said(&self, id: JobId) -> Job {
+        loop {
+            let job = self.job(id).await;
+            if job.error.is_some() {
+                return job;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -257,15 +301,20 @@ async fn a_job_is_cancelled_where_it_may_be_and_nowhere_else() {
     assert!(asked.cancel_requested);
     running.until(id, "cancelled").await;
     assert_eq!(noted(world, "gave up runs").await, 1);
-    // One that waits, at once.
-    let id = running.enqueue(None, "waits", &[Do::GoOn]).await;
-    sqlx::query("UPDATE jobs SET run_at = now() + interval '1 hour' WHERE id = $1 AND state = 'waiting'")
-        .bind(id.0)
-        .execute(&world.db.platform)
-        .await
-        .expect("later");
-    if let Ok(job) = jobs::cancel(world, &operator(), id).await {
-        assert!(job.state == "cancelled" || job.cancel_requested);
+    // One that waits, at once: its tenant has as many running as it may.
+    let acme = Some(tenant(&world.db).await);
+    let mut before = Vec::new();
+    for name in ["first", "second", "third"] {
+        let id = running.enqueue(acme, name, &[Do::Wait]).await;
+        running.until(id, "running").await;
+        before.push(id);
+    }
+    let id = running.enqueue(acme, "waits", &[Do::GoOn]).await;
+    assert_eq!(jobs::cancel(world, &operator(), id).await.expect("cancel").state, "cancelled");
+    assert_eq!((noted(world, "gave up waits").await, noted(world, "tried waits 0").await), (1, 0));
+    for id in before {
+        jobs::cancel(world, &operator(), id).await.expect("cancel");
+        running.until(id, "cancelled").await;
     }
     // One that is past the point of no return.
     let id = running.enqueue(None, "firm", &[Do::WaitFirmly]).await;
@@ -274,6 +323,95 @@ async fn a_job_is_cancelled_where_it_may_be_and_nowhere_else() {
     GO_ON.store(1, Ordering::SeqCst);
     running.until(id, "succeeded").await;
     assert!(matches!(jobs::cancel(world, &operator(), id).await, Err(Error::Conflict { .. })));
+    running.end().await;
+}
+
+async fn severity_of_failure(world: &World, id: JobId) -> String {
+    sqlx::query_scalar(
+        "SELECT severity FROM notifications WHERE event = 'job.failed' AND detail ->> 'job' = $1",
+    )
+    .bind(id.to_string())
+    .fetch_one(&world.db.platform)
+    .await
+    .expect("one notification")
+}
+
+#[tokio::test]
+async fn asking_a_job_to_stop_gives_it_no_more_tries() {
+    let running = Running::start(Accelerator::default()).await;
+    let used_up = "attempts = max_attempts, cancel_requested_at = now()";
+    // Where it cannot stop it has failed, as it would have without.
+    let id = running.enqueue_as("firm", &[Do::WaitFirmly], used_up).await;
+    let job = running.until(id, "failed").await;
+    assert!(job.error.is_some_and(|error| error.contains("cut off 3 times")));
+    assert_eq!(
+        (noted(&running.world, "tried firm 0").await, noted(&running.world, "gave up firm").await),
+        (0, 1)
+    );
+    let id = running.enqueue_as("ready", &[Do::Wait], used_up).await;
+    running.until(id, "cancelled").await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_given_up_ends_all_the_same_and_somebody_is_called() {
+    let running = Running::start(Accelerator::default()).await;
+    let id = running.enqueue(None, "stubborn", &[Do::Fail]).await;
+    while !running.job(id).await.is_finished() {
+        running.hurry().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let job = running.job(id).await;
+    assert_eq!(job.state, "failed");
+    let error = job.error.expect("an error");
+    assert!(error.contains("failed as told") && error.contains("could not be put right"), "{error}");
+    assert_eq!(
+        noted(&running.world, "tried stubborn 0").await,
+        3,
+        "the step was not tried more often for it"
+    );
+    assert_eq!(severity_of_failure(&running.world, id).await, "critical");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn what_this_program_cannot_read_is_left_to_others_and_ends_when_nobody_takes_it() {
+    let running = Running::start(Accelerator::default()).await;
+    for (name, set) in [("kind", "kind = 'of a newer version'"), ("step", "step = '\"of a newer version\"'")]
+    {
+        let id = running.enqueue_as(name, &[Do::GoOn], set).await;
+        let left = running.until_said(id).await;
+        assert_eq!(left.state, "waiting");
+        assert!(left.run_at.to_jiff() > loomworks_core::time::now(), "for a while: {left:?}");
+        while !running.job(id).await.is_finished() {
+            running.hurry().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let job = running.job(id).await;
+        assert_eq!((job.state.as_str(), job.attempts), ("failed", 3));
+        assert_eq!(severity_of_failure(&running.world, id).await, "critical");
+    }
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_while_a_step_has_all_connections() {
+    let running = Running::start(Accelerator::default()).await;
+    let id = running.enqueue(None, "greedy", &[Do::WaitWithAll]).await;
+    let mut own =
+        QUEUE.server().await.cluster.connect(loomworks_control::db::DATABASE).await.expect("connect");
+    let mut lease = async || -> Option<f64> {
+        let sql = "SELECT extract(epoch FROM lease_until)::float8 FROM public.jobs WHERE id = $1";
+        sqlx::query_scalar(sql).bind(id.0).fetch_one(&mut own).await.expect("look")
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    // The first is the claim's.
+    while seen.len() < 3 {
+        seen.extend(lease().await.map(f64::to_bits));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    GO_ON.store(1, Ordering::SeqCst);
+    assert_eq!(running.until(id, "succeeded").await.attempts, 1);
     running.end().await;
 }
 

@@ -73,7 +73,7 @@ async fn claim_and_ack(db: &Db, tenants: &[TenantId]) -> f64 {
     enqueue(db, tenants, &Queue::ALL, COUNT).await;
     let begun = Instant::now();
     let worker = async |node: &str| {
-        let wanted = Wanted { shares: [60, 30, 10], per_tenant: 1000 };
+        let wanted = Wanted { shares: [60, 30, 10], per_tenant: 1000, of_no_tenant: 1000 };
         let mut done = 0;
         loop {
             let claimed = claims::claim(&db.platform, node, wanted).await.expect("claim");
@@ -113,7 +113,7 @@ async fn fairness(db: &Db, tenants: &[TenantId]) -> f64 {
     for _ in 0..100 {
         enqueue(db, &tenants[1..2], &[Queue::Default], 1).await;
         for slots in 0.. {
-            let wanted = Wanted { shares: [0, 1, 0], per_tenant: 100_000 };
+            let wanted = Wanted { shares: [0, 1, 0], per_tenant: 100_000, of_no_tenant: 1 };
             let claimed = claims::claim(&db.platform, "fair", wanted).await.expect("claim");
             if claimed.iter().any(|claim| claim.tenant() == Some(tenants[1])) {
                 worst = worst.max(slots);

@@ -52,7 +52,11 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
     );
     start_cluster(&mut cluster, data, &archive_command).await?;
 
-    let db = Db::set_up(&cluster).await?;
+    let slots = jobs::Slots {
+        in_process: settings.queue.jobs.into(),
+        per_tenant: settings.queue.jobs_per_tenant.into(),
+    };
+    let db = Db::set_up_for(&cluster, slots).await?;
     let master_key = match &settings.master_key_file {
         Some(path) => MasterKey::load(path).map_err(|error| {
             Failure::refused(format!("read the master key `{}`: {error}", path.display()))
@@ -82,10 +86,7 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         program,
         node: node.trim().to_owned(),
         accelerator: accelerator(settings)?,
-        slots: jobs::Slots {
-            in_process: settings.queue.jobs.into(),
-            per_tenant: settings.queue.jobs_per_tenant.into(),
-        },
+        slots,
         crash_at: settings.crash_at.clone(),
         ..Parts::new(db, cluster, repository, master_key, &root)?
     });

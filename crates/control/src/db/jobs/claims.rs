@@ -28,6 +28,9 @@ pub struct Claim {
     pub max_attempts: i32,
     pub fence: i64,
     pub requested_by: String,
+    /// What the tries of this step said so far.
+    pub error: Option<String>,
+    pub hint: Option<String>,
     /// Somebody wants it to stop.
     pub cancel_requested: bool,
 }
@@ -47,20 +50,23 @@ pub struct Wanted {
     pub shares: [i32; 3],
     /// How many jobs of one tenant may run at once.
     pub per_tenant: i32,
+    /// How many jobs of no tenant this node may run at once.
+    pub of_no_tenant: i32,
 }
 
 /// Claims jobs for a node, at most as many as the shares add up to.
 pub async fn claim(pool: &PgPool, node: &str, wanted: Wanted) -> sqlx::Result<Vec<Claim>> {
     sqlx::query_as(
         "SELECT id, tenant_id, kind, work, step, steps_done, attempts, max_attempts, fence, requested_by,
-             cancel_requested_at IS NOT NULL AS cancel_requested
-         FROM claim_jobs($1, $2, $3, $4, $5)",
+             error, hint, cancel_requested_at IS NOT NULL AS cancel_requested
+         FROM claim_jobs($1, $2, $3, $4, $5, $6)",
     )
     .bind(node)
     .bind(wanted.shares.iter().sum::<i32>())
     .bind(wanted.shares)
     .bind(LEASE_SECONDS)
     .bind(wanted.per_tenant)
+    .bind(wanted.of_no_tenant)
     .fetch_all(pool)
     .await
 }
