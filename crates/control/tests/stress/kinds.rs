@@ -19,20 +19,21 @@ pub(crate) const TABLES: &str = "
     CREATE TABLE tries (job uuid NOT NULL);
     -- Every step that was saved and every end, as the database saw it.
     CREATE TABLE saved (job uuid, steps_done int, state text, step int);
-    -- How long after the end of its lease a silent worker's job was taken.
-    CREATE TABLE recovered (job uuid, late_seconds double precision);
+    -- What a worker had in hand when it was killed or stopped.
+    CREATE TABLE cuts (job uuid, fence bigint, at timestamptz);
+    -- Every claim but a job's first.
+    CREATE TABLE claimed_again (job uuid, fence bigint, at timestamptz);
     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN
         IF new.steps_done <> old.steps_done OR new.finished_at IS DISTINCT FROM old.finished_at THEN
             INSERT INTO saved VALUES (new.id, new.steps_done, new.state, (new.step ->> 'number')::int);
         END IF;
-        IF old.state = 'running' AND new.state = 'waiting' AND old.lease_until < clock_timestamp()
-           AND old.lease_until > '-infinity' THEN
-            INSERT INTO recovered VALUES (new.id, extract(epoch FROM clock_timestamp() - old.lease_until));
+        IF new.fence > old.fence AND old.fence > 0 THEN
+            INSERT INTO claimed_again VALUES (new.id, new.fence, clock_timestamp());
         END IF;
         RETURN new;
     END $$;
     CREATE TRIGGER note AFTER UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION note();
-    GRANT ALL ON effects, tries, saved, recovered TO loomworks_platform;";
+    GRANT ALL ON effects, tries, saved, cuts, claimed_again TO loomworks_platform;";
 
 pub(crate) fn kinds() -> Kinds {
     Kinds::default().with::<Effects>().with::<Poison>().with::<Nothing>()
@@ -101,6 +102,10 @@ pub(crate) enum Harm {
     Fails,
     Panics,
     Kills,
+}
+
+impl Harm {
+    pub(crate) const ALL: [Self; 3] = [Self::Fails, Self::Panics, Self::Kills];
 }
 
 #[derive(Clone, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ pub(crate) async fn all(size: Size) {
     told("fairness_slots_behind_10000", "slots", fairness(&db, &tenants).await);
     sqlx::query("DELETE FROM jobs").execute(&db.platform).await.expect("empty the queue");
     for sql in [
-        "TRUNCATE public.effects, public.tries, public.saved, public.recovered",
+        "TRUNCATE public.effects, public.tries, public.saved, public.cuts, public.claimed_again",
         "VACUUM ANALYZE public.jobs",
     ] {
         let mut admin = server.cluster.connect(loomworks_control::db::DATABASE).await.expect("connect");
@@ -28,7 +28,7 @@ pub(crate) async fn all(size: Size) {
     }
     let seen = run::under_harm(server, &db, &tenants, size).await;
     println!("{size:?} {seen:?}");
-    told("recovery_after_lease_seconds", "s", seen.recovery_seconds);
+    told("recovery_seconds", "s", seen.recovery_seconds);
     told("exactly_once_violations", "effects", seen.violations as f64);
     told("poison_jobs_with_wrong_tries", "jobs", seen.wrong_tries as f64);
 }

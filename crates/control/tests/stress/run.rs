@@ -11,7 +11,7 @@ use loomworks_testkit::{Redis, Server, server};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
-use sqlx::Row;
+use sqlx::{PgConnection, Row};
 
 use crate::kinds::{Effects, Harm, POISON_TRIES, Poison, TABLES};
 
@@ -41,6 +41,7 @@ pub(crate) struct Seen {
     pub(crate) seconds: f64,
     /// Effects that are missing or were made twice, saves that were made twice, jobs that did not end as they should.
     pub(crate) violations: i64,
+    /// The longest time from a kill or a stop until somebody had the job again.
     pub(crate) recovery_seconds: f64,
     pub(crate) recovered: i64,
     pub(crate) wrong_tries: i64,
@@ -49,15 +50,15 @@ pub(crate) struct Seen {
 const TENANTS: usize = 20;
 const STEPS: i32 = 3;
 
-/// Longer than a lease: the stopped worker has lost its jobs when it goes on.
-const STOPPED_FOR: Duration = Duration::from_secs(17);
+/// Longer than a lease: a worker that was silent for so long has lost its jobs when it goes on, or is started again.
+const SILENT_FOR: Duration = Duration::from_secs(13);
 
 pub(crate) async fn test() {
     let (server, db, tenants) = prepare().await;
     let seen = under_harm(server, &db, &tenants, Size::TEST).await;
     println!("{seen:?}");
     assert_eq!((seen.violations, seen.wrong_tries), (0, 0), "{seen:?}");
-    assert!(seen.recovered > 0, "a stopped worker had something: {seen:?}");
+    assert!(seen.recovered > 0, "a worker that was stopped had something: {seen:?}");
 }
 
 /// A management database with the tables of the run and some tenants.
@@ -79,7 +80,7 @@ pub(crate) async fn prepare() -> (&'static Server, Db, Vec<TenantId>) {
     (server, db, made)
 }
 
-/// A worker process; started again under its name when it has ended.
+/// A worker process; started again under its name when it has ended by itself.
 pub(crate) struct Worker {
     node: String,
     slots: usize,
@@ -133,7 +134,9 @@ impl Drop for Worker {
 pub(crate) async fn under_harm(server: &'static Server, db: &Db, tenants: &[TenantId], size: Size) -> Seen {
     enqueue(db, tenants, size).await;
     let begun = Instant::now();
-    harm(server, db, size).await;
+    let (mut workers, redis) = harm(server, db, size).await;
+    poison_alone(db, size, &mut workers).await;
+    drop((workers, redis));
     let mut seen = look(db, size).await;
     seen.seconds = begun.elapsed().as_secs_f64();
     seen
@@ -159,17 +162,70 @@ async fn enqueue(db: &Db, tenants: &[TenantId], size: Size) {
         let queue = jobs::Queue::ALL[number.cast_unsigned() as usize % 7 % 3];
         jobs::enqueue_in(&mut transaction, queue, &work, "stress").await.expect("enqueue");
     }
-    for harm in [Harm::Fails, Harm::Panics, Harm::Kills] {
+    for harm in Harm::ALL {
         for number in 0..size.poisons_of_each_sort {
-            let work = Poison { name: format!("{harm:?} {number}"), harm };
-            jobs::enqueue(&mut transaction, &work, "stress").await.expect("enqueue");
+            enqueue_poison(&mut transaction, harm, format!("{harm:?} {number}")).await;
         }
     }
     transaction.commit().await.expect("commit");
 }
 
-/// Kills and stops workers at random moments until all jobs have ended.
-async fn harm(server: &'static Server, db: &Db, size: Size) {
+async fn enqueue_poison(connection: &mut PgConnection, harm: Harm, name: String) {
+    jobs::enqueue(connection, &Poison { name, harm }, "stress").await.expect("enqueue");
+}
+
+/// Poison while nothing else does harm: how often each is tried is exact. Those that end the process come one by one,
+/// for each ends the tries of the others that are under way.
+async fn poison_alone(db: &Db, size: Size, workers: &mut [Worker]) {
+    let mut wait = async || {
+        while unfinished(db).await > 0 {
+            for worker in workers.iter_mut() {
+                worker.keep_running();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let mut connection = db.platform.acquire().await.expect("connect");
+    for number in 0..size.poisons_of_each_sort {
+        for harm in [Harm::Fails, Harm::Panics] {
+            enqueue_poison(&mut connection, harm, format!("{ALONE} {harm:?} {number}")).await;
+        }
+    }
+    wait().await;
+    for number in 0..size.poisons_of_each_sort {
+        enqueue_poison(&mut connection, Harm::Kills, format!("{ALONE} kills {number}")).await;
+        wait().await;
+    }
+}
+
+/// What the names begin with of poison that was tried without other harm.
+const ALONE: &str = "alone";
+
+/// Notes what a worker has in hand, which it will do no more with.
+async fn note_cut(db: &Db, worker: &Worker) {
+    sqlx::query(
+        "INSERT INTO public.cuts SELECT id, fence, clock_timestamp() FROM jobs WHERE state = 'running' AND node = $1",
+    )
+    .bind(&worker.node)
+    .execute(&db.platform)
+    .await
+    .expect("note");
+}
+
+/// Waits until every worker has something in hand.
+async fn wait_until_all_work(db: &Db, workers: usize) {
+    let sql = "SELECT count(DISTINCT node) FROM jobs WHERE state = 'running'";
+    loop {
+        let working: i64 = sqlx::query_scalar(sql).fetch_one(&db.platform).await.expect("look");
+        if working == i64::try_from(workers).unwrap_or(0) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Kills and stops workers at random moments until all jobs have ended. All are there afterwards.
+async fn harm(server: &'static Server, db: &Db, size: Size) -> (Vec<Worker>, Redis) {
     let seed: u64 = rand::rng().random();
     println!("seed {seed}");
     let mut random = SmallRng::seed_from_u64(seed);
@@ -177,31 +233,44 @@ async fn harm(server: &'static Server, db: &Db, size: Size) {
     let mut redis_is_down = false;
     let mut workers: Vec<Worker> =
         (0..size.workers).map(|number| Worker::start(server, number, 16, &redis.url())).collect();
-    let mut stopped: Vec<(usize, Instant)> = Vec::new();
+    // Those that are stopped, or killed and not started again for a while.
+    let mut silent: Vec<(usize, Instant)> = Vec::new();
+    wait_until_all_work(db, workers.len()).await;
     let (mut kills, mut stops) = (size.kills, size.stops);
     let deadline = Instant::now() + Duration::from_secs(900);
     loop {
-        tokio::time::sleep(Duration::from_millis(random.random_range(100..500))).await;
-        stopped.retain(|(worker, since)| {
-            let over = since.elapsed() > STOPPED_FOR;
+        silent.retain(|(worker, since)| {
+            let over = since.elapsed() > SILENT_FOR;
             if over {
                 workers[*worker].signal(Signal::CONT);
             }
             !over
         });
+        let is_silent =
+            |silent: &[(usize, Instant)], number| silent.iter().any(|(worker, _)| *worker == number);
         let chosen = random.random_range(0..workers.len());
-        let is_stopped = stopped.iter().any(|(worker, _)| *worker == chosen);
-        // One stays, so that what the others lose is taken over.
-        if stops > 0 && !is_stopped && stopped.len() + 1 < workers.len() {
-            workers[chosen].signal(Signal::STOP);
-            stopped.push((chosen, Instant::now()));
-            stops -= 1;
-        } else if kills > 0 && !is_stopped {
-            workers[chosen].signal(Signal::KILL);
-            kills -= 1;
+        if !is_silent(&silent, chosen) {
+            // One stays, so that what the others lose is taken over.
+            let may_be_silent = silent.len() + 1 < workers.len();
+            if stops > 0 && may_be_silent {
+                workers[chosen].signal(Signal::STOP);
+                note_cut(db, &workers[chosen]).await;
+                silent.push((chosen, Instant::now()));
+                stops -= 1;
+            } else if kills > 0 {
+                workers[chosen].signal(Signal::KILL);
+                note_cut(db, &workers[chosen]).await;
+                // Another takes over what it had, or the next process of its name does.
+                if may_be_silent && random.random() {
+                    silent.push((chosen, Instant::now()));
+                }
+                kills -= 1;
+            }
         }
-        for worker in &mut workers {
-            worker.keep_running();
+        for (number, worker) in workers.iter_mut().enumerate() {
+            if !is_silent(&silent, number) {
+                worker.keep_running();
+            }
         }
         // Forgotten, killed or back: nobody may depend on it.
         match (random.random_range(0..8), redis_is_down) {
@@ -217,11 +286,15 @@ async fn harm(server: &'static Server, db: &Db, size: Size) {
             _ => {}
         }
         let unfinished = unfinished(db).await;
-        if unfinished == 0 && stopped.is_empty() {
+        if unfinished == 0 && silent.is_empty() {
             assert_eq!((kills, stops), (0, 0), "the run was too short for its harm");
-            return;
+            if redis_is_down {
+                redis.start_again();
+            }
+            return (workers, redis);
         }
         assert!(Instant::now() < deadline, "{unfinished} jobs are unfinished");
+        tokio::time::sleep(Duration::from_millis(random.random_range(100..500))).await;
     }
 }
 
@@ -254,20 +327,25 @@ async fn look(db: &Db, size: Size) -> Seen {
     .await;
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE state <> 'failed' OR error IS NULL
-                 OR attempts < $1 OR tries > $1),
+                 OR attempts < $1 OR tries > $1 OR (starts_with(dedup_key, $2) AND tries <> $1)),
              count(*)
          FROM (SELECT j.*, (SELECT count(*) FROM tries t WHERE t.job = j.id) AS tries FROM jobs j WHERE kind = 'poison') p",
     )
     .bind(POISON_TRIES)
+    .bind(ALONE)
     .fetch_one(&db.platform)
     .await
     .expect("look");
     let (wrong, poisons): (i64, i64) = (row.get(0), row.get(1));
-    let all = i64::try_from(size.poisons_of_each_sort * 3).unwrap_or(0);
-    let late = sqlx::query("SELECT count(*), coalesce(max(late_seconds), 0) FROM recovered")
-        .fetch_one(&db.platform)
-        .await
-        .expect("look");
+    let all = i64::try_from(size.poisons_of_each_sort * 3 * 2).unwrap_or(0);
+    let late = sqlx::query(
+        "SELECT count(*), coalesce(max(extract(epoch FROM again.at - cut.at)), 0)::float8
+         FROM public.cuts cut JOIN public.claimed_again again
+             ON again.job = cut.job AND again.fence = cut.fence + 1",
+    )
+    .fetch_one(&db.platform)
+    .await
+    .expect("look");
     Seen {
         violations,
         wrong_tries: wrong + (all - poisons).abs(),
