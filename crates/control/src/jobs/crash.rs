@@ -51,8 +51,10 @@ impl FromStr for CrashPoint {
     }
 }
 
-/// Where the worker of one job is to stop dead: it saves nothing any more, and whoever asked is told. He ends all that
-/// runs with that worker and lets another go on. Cheap to clone; nobody is stopped as long as nobody asks.
+/// Where the worker of one job is to stop dead: it saves nothing any more, and whoever asked is told.
+///
+/// He ends all that runs with that worker and lets another go on. Cheap to clone; nobody is stopped as long as nobody
+/// asks.
 #[derive(Clone, Default)]
 pub struct Cut(Arc<Mutex<Option<Asked>>>);
 
@@ -77,7 +79,7 @@ impl Cut {
         let Some(asked) = self.asked().take_if(here) else { return };
         // Whoever asked may have given up waiting.
         let _ = asked.reached.send(());
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     fn asked(&self) -> std::sync::MutexGuard<'_, Option<Asked>> {
