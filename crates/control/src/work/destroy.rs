@@ -29,6 +29,7 @@ use super::archive::{door, is_quiet, last_snapshot};
 use super::drops::{POLL, drop_in_turn};
 use super::snapshot::{ARCHIVE_POLL, become_ready};
 use crate::credentials::write_password_file;
+use crate::db::audit::is_recorded;
 use crate::db::notifications::Severity;
 use crate::db::tenants::{self, TenantDatabase};
 use crate::db::{erasure as rows, lifecycle, routes, snapshots, templates};
@@ -222,11 +223,15 @@ impl Destroy {
         // Which databases there are is needed until they are gone.
         rows::delete(&mut transaction, self.tenant, &["tenant_databases", "pool_databases"]).await?;
         let detail = json!({
+            "job": context.job,
             "rows": deleted.into_iter().filter(|count| count.table != rows::KEPT).collect::<Vec<_>>(),
             "last_snapshot": newest.map(|last| json!({ "position": last.wal_position, "wal_file": last.wal_file })),
         });
         let by = &context.requested_by;
-        audit::record(&mut transaction, by, "tenant.forgotten", Some(self.tenant), detail).await?;
+        // A try that was cut off before its save may have told it already.
+        if !is_recorded(&mut transaction, "tenant.forgotten", &json!({ "job": context.job })).await? {
+            audit::record(&mut transaction, by, "tenant.forgotten", Some(self.tenant), detail).await?;
+        }
         Ok(transaction.commit().await?)
     }
 

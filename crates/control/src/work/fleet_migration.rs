@@ -18,6 +18,7 @@ use super::fleet_snapshots::{self, AwaitFleetSnapshots};
 use super::snapshot::{self, TakeSnapshot};
 use crate::World;
 use crate::audit;
+use crate::db::audit::is_recorded;
 use crate::db::fleet::{self, Counts, Definition, Ended, Standing, Target};
 use crate::db::notifications::Severity;
 use crate::db::snapshots::{self, SnapshotType};
@@ -345,12 +346,16 @@ impl MigrateFleet {
         let shown =
             fleet::get(&mut transaction, self.migration).await?.ok_or(Error::NotFound("such thing"))?;
         let detail = json!({
-            "migration": self.migration, "state": shown.state, "applied": shown.applied, "failed": shown.failed,
+            "migration": self.migration, "job": context.job, "state": shown.state, "applied": shown.applied, "failed": shown.failed,
             "waiting": shown.waiting, "skipped": shown.skipped,
         });
         let by = &context.requested_by;
-        audit::record(&mut transaction, by, "fleet_migration.ended", None, detail.clone()).await?;
-        notifications::raise(&mut transaction, None, &notice(&shown, detail.clone())).await?;
+        // A try that was cut off before its save may have told it already.
+        let told = json!({ "job": context.job });
+        if !is_recorded(&mut transaction, "fleet_migration.ended", &told).await? {
+            audit::record(&mut transaction, by, "fleet_migration.ended", None, detail.clone()).await?;
+            notifications::raise(&mut transaction, None, &notice(&shown, detail.clone())).await?;
+        }
         transaction.commit().await?;
         Ok(Then::Done(detail))
     }
