@@ -245,8 +245,8 @@ async fn measure_usage(stage: &Stage) -> Begun {
     stage
         .set_rows(&format!(
             "UPDATE tenants SET max_storage_gb = 0.001 WHERE id = '{id}';
-             UPDATE tenant_usage SET storage_level = 'ok', measured_at = now() - interval '1 hour'
-             WHERE tenant_id = '{id}'"
+             UPDATE tenant_usage SET storage_level = 'ok', applied = applied || '{{\"full\": false}}', writes = NULL,
+                 measured_at = now() - interval '1 hour' WHERE tenant_id = '{id}'"
         ))
         .await;
     Begun::about(stage.enqueue(&MeasureUsage {}).await, initech)

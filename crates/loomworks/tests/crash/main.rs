@@ -44,8 +44,8 @@ fn main() {
         return;
     }
     leave_root();
-    // What a worker complains of explains what it does not do.
-    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).init();
+    // That a step is tried again is what this is about. What ends a job explains what is not done.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let stage = Stage::set().await;
