@@ -1,7 +1,8 @@
 # For the files beside it: prints one result as bench/run documents it.
 #
-#   at_most  METRIC UNIT OURS GOAL    met when ours is the goal or less
-#   at_least METRIC UNIT OURS GOAL    met when ours is the goal or more
+#   at_most  METRIC UNIT OURS GOAL [PEER PEER_NAME]    met when ours is the goal or less
+#   at_least METRIC UNIT OURS GOAL [PEER PEER_NAME]    met when ours is the goal or more
+#   told     METRIC UNIT OURS [PEER PEER_NAME]         there is no goal
 
 # The program as people run it, built if it is not. $LOOMWORKS_PROGRAM names another.
 release_program() {
@@ -9,13 +10,18 @@ release_program() {
     realpath "${LOOMWORKS_PROGRAM:-target/release/loomworks}"
 }
 
-at_most() { result "$@" '<='; }
-at_least() { result "$@" '>='; }
+at_most() { result '<=' "$@"; }
+at_least() { result '>=' "$@"; }
+told() { result '' "$1" "$2" "$3" null "${@:4}"; }
 
 result() {
-    local met=false
+    local ours=$4 goal=$5 peer=${6:-null} name=null ratio=null met=null
     # awk, as a number may have a fraction.
-    ! awk "BEGIN { exit !($3 $5 $4) }" || met=true
-    printf '{"metric":"%s","unit":"%s","ours":%s,"peer":null,"peer_name":null,"ratio":null,"goal":%s,"met":%s}\n' \
-        "$1" "$2" "$3" "$4" "$met"
+    [ "$goal" = null ] || met=$(awk "BEGIN { print ($ours $1 $goal) ? \"true\" : \"false\" }")
+    if [ "$peer" != null ]; then
+        name="\"$7\""
+        ratio=$(awk "BEGIN { printf \"%.2f\", $ours / $peer }")
+    fi
+    printf '{"metric":"%s","unit":"%s","ours":%s,"peer":%s,"peer_name":%s,"ratio":%s,"goal":%s,"met":%s}\n' \
+        "$2" "$3" "$ours" "$peer" "$name" "$ratio" "$goal" "$met"
 }
