@@ -29,7 +29,8 @@ chmod 755 "$work"
 mkdir "$work/profile"
 printf "name = 'notes'\nupstream = '127.0.0.1:9'\n[init]\nsql = ['init.sql']\n" >"$work/profile/profile.toml"
 printf 'CREATE TABLE notes (id int PRIMARY KEY, note text NOT NULL);\n' >"$work/profile/init.sql"
-port=$((20000 + RANDOM % 20000))
+# Below those that the kernel gives to outgoing connections.
+port=$((20000 + RANDOM % 12000))
 loomworks=target/debug/loomworks
 # Not slowed down: that there is a limit is tested elsewhere.
 LOOMWORKS_API_RATE=100000 LOOMWORKS_API_BURST=100000 \

@@ -1,4 +1,4 @@
-//! Making an export, and removing it when its time is over.
+//! Making an export.
 //!
 //! ```text
 //! Collect    the files of the archive, in a directory beside it
@@ -6,8 +6,11 @@
 //! Publish    it can be downloaded
 //! ```
 
+mod archive;
+mod remove;
+
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt;
@@ -29,11 +32,15 @@ use crate::db::notifications::Severity;
 use crate::db::tenants::{self, Names};
 use crate::db::{erasure, exports as rows, lifecycle};
 use crate::error::Error;
-use crate::exports::{self, KEPT_DAYS, MANIFEST, Manifest, Member};
-use crate::jobs::runner::nothing;
+use crate::exports::{self, KEPT_DAYS, Manifest};
 use crate::jobs::{self, Context, Progress, StepError, Then, Work};
 use crate::notifications::{self, Notice};
-use crate::sealed::{Opener, Sealer};
+use crate::sealed::Opener;
+use archive::seal_archive;
+
+pub use archive::digest;
+pub(crate) use remove::left_over;
+pub use remove::{RemoveExport, RemoveStep};
 
 const DUMP: &str = "database.dump";
 const FORMER: &str = "former";
@@ -295,199 +302,4 @@ impl Lines {
 
 fn unwritable(error: io::Error) -> Error {
     Error::Internal(format!("write a part of an export: {error}"))
-}
-
-fn seal_archive(
-    directory: &Path,
-    mut manifest: Manifest,
-    into: &Path,
-    key: &DataKey,
-    identity: &str,
-) -> io::Result<()> {
-    let mut paths: Vec<PathBuf> =
-        [DUMP, OPERATIONS].iter().map(|name| directory.join(name)).filter(|path| path.exists()).collect();
-    for several in [FORMER, RECORDS] {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(directory.join(several))?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<io::Result<_>>()?;
-        files.sort();
-        paths.extend(files);
-    }
-    for path in &paths {
-        let name = path.strip_prefix(directory).map_err(io::Error::other)?.to_string_lossy().into_owned();
-        let (bytes, sha256) = digest(File::open(path)?)?;
-        manifest.members.push(Member { holds: holds(&name), name, bytes, sha256 });
-    }
-    let out = BufWriter::new(File::create(into)?);
-    let compressed = zstd::Encoder::new(Sealer::new(out, key, identity)?, 3)?;
-    let mut archive = tar::Builder::new(compressed);
-    let text = serde_json::to_vec_pretty(&manifest)?;
-    append(&mut archive, MANIFEST, u64::try_from(text.len()).unwrap_or(0), &manifest, &text[..])?;
-    for (member, path) in manifest.members.iter().zip(&paths) {
-        append(&mut archive, &member.name, member.bytes, &manifest, File::open(path)?)?;
-    }
-    let out = archive.into_inner()?.finish()?.finish()?;
-    out.into_inner().map_err(|error| error.into_error())?.sync_all()
-}
-
-fn append(
-    archive: &mut tar::Builder<impl Write>,
-    name: &str,
-    bytes: u64,
-    manifest: &Manifest,
-    content: impl Read,
-) -> io::Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(bytes);
-    header.set_mode(0o600);
-    header.set_mtime(u64::try_from(manifest.made_at.as_second()).unwrap_or(0));
-    archive.append_data(&mut header, name, content)
-}
-
-fn holds(name: &str) -> String {
-    match name {
-        DUMP => "the tenant's database with its operation log; read it with pg_restore".into(),
-        OPERATIONS => "what agents did and what was undone, newest first, one operation a line".into(),
-        other if other.starts_with(FORMER) => {
-            "a database of the tenant that was replaced, by a restore, and is kept; read it with pg_restore"
-                .into()
-        }
-        other => {
-            let table = other.trim_start_matches("records/").trim_end_matches(".jsonl");
-            format!("the platform's rows about the tenant in `{table}`, one a line")
-        }
-    }
-}
-
-/// Length and SHA-256 of what can be read.
-pub fn digest(mut from: impl Read) -> io::Result<(u64, String)> {
-    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-    let mut buffer = vec![0; 64 * 1024];
-    let mut bytes = 0;
-    loop {
-        let count = from.read(&mut buffer)?;
-        if count == 0 {
-            let digest = context.finish();
-            return Ok((bytes, digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()));
-        }
-        bytes += u64::try_from(count).unwrap_or(0);
-        context.update(&buffer[..count]);
-    }
-}
-
-/// Removes an export that is over, or what one that failed has left.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RemoveExport {
-    pub tenant: TenantId,
-    pub export: ExportId,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RemoveStep {
-    Remove,
-}
-
-impl Work for RemoveExport {
-    const KIND: &'static str = "remove_export";
-    type Step = RemoveStep;
-
-    fn tenant(&self) -> Option<TenantId> {
-        Some(self.tenant)
-    }
-
-    fn dedup_key(&self) -> String {
-        format!("remove_export {}", self.export)
-    }
-
-    fn first(&self) -> RemoveStep {
-        RemoveStep::Remove
-    }
-
-    fn progress(_: &RemoveStep) -> Progress {
-        Progress { percent: 0, words: "removing an export" }
-    }
-
-    /// What is not wanted must not stay.
-    fn can_cancel(_: &RemoveStep) -> bool {
-        false
-    }
-
-    /// The state last: what is `ready` can be downloaded, or is removed again.
-    async fn run(
-        &self,
-        _: &RemoveStep,
-        world: &World,
-        context: &Context,
-    ) -> Result<Then<RemoveStep>, StepError> {
-        let sealed = exports::sealed_file(world, self.tenant, self.export);
-        let mut removed = Vec::new();
-        for path in [sealed.with_extension("partial"), sealed] {
-            match tokio::fs::remove_file(&path).await {
-                Ok(()) => removed.push(file_name(&path)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    return Err(Error::Internal(format!("remove `{}`: {error}", path.display())).into());
-                }
-            }
-        }
-        let collected = collected(world, self.tenant, self.export);
-        if tokio::fs::try_exists(&collected).await.unwrap_or(true) {
-            remove_directory(&collected).await?;
-            removed.push(file_name(&collected));
-        }
-        let mut transaction = world.db.platform.begin().await?;
-        let expired = rows::set_state(&mut transaction, self.export, "ready", "expired").await?;
-        if expired || !removed.is_empty() {
-            let detail = json!({ "export": self.export, "expired": expired, "removed": removed });
-            let by = &context.requested_by;
-            audit::record(&mut transaction, by, "export.removed", Some(self.tenant), detail).await?;
-        }
-        transaction.commit().await?;
-        Ok(Then::Done(nothing()))
-    }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Exports of which there are files and that nobody makes or may have.
-pub(crate) async fn left_over(
-    world: &World,
-    mgmt: &mut PgConnection,
-) -> Result<Vec<(TenantId, ExportId)>, Error> {
-    let directory = world.exports_directory.clone();
-    let found = tokio::task::spawn_blocking(move || found(&directory))
-        .await
-        .map_err(io::Error::other)
-        .flatten()
-        .map_err(|error| Error::Internal(format!("look for exports: {error}")))?;
-    Ok(rows::unwanted(mgmt, &found).await?)
-}
-
-/// Whose files there are in a directory of exports. What has another name is not ours.
-fn found(directory: &Path) -> io::Result<Vec<(TenantId, ExportId)>> {
-    let mut found = Vec::new();
-    for (name, path) in entries(directory)? {
-        let Ok(tenant) = name.parse::<TenantId>() else { continue };
-        for (name, _) in entries(&path)? {
-            let export = name.split('.').next().unwrap_or_default().parse::<ExportId>();
-            found.extend(export.ok().map(|export| (tenant, export)));
-        }
-    }
-    found.sort();
-    found.dedup();
-    Ok(found)
-}
-
-/// What is in a directory, which need not be there.
-fn entries(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        entries => entries?,
-    };
-    entries.map(|entry| entry.map(|entry| (file_name(&entry.path()), entry.path()))).collect()
 }

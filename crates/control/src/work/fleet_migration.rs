@@ -6,29 +6,28 @@
 //! Whether tenants may be begun is the migration's state, not the job's: it is paused, cancelled and resumed as a
 //! migration (`control::fleet`), and the job only carries out what it finds.
 
-use loomworks_core::ids::{FleetMigrationId, SnapshotId};
+mod ending;
+mod worker;
+
+use loomworks_core::ids::FleetMigrationId;
 use loomworks_postgres::PgConnection;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::fleet_snapshots::{self, AwaitFleetSnapshots};
 use super::snapshot::{self, TakeSnapshot};
 use crate::World;
 use crate::audit;
 use crate::db::audit::is_recorded;
-use crate::db::fleet::{self, Counts, Definition, Ended, Standing, Target};
-use crate::db::notifications::Severity;
-use crate::db::snapshots::{self, SnapshotType};
+use crate::db::fleet::{self, Definition, Ended, Target};
 use crate::error::{Error, chain};
-use crate::fleet::inside::{self, Outcome};
+use crate::fleet::inside::{self};
 use crate::jobs::{self, Context, Progress, StepError, Then, Work};
-use crate::notifications::{self, Notice};
-
-/// How soon a tenant that was busy is looked at again, in seconds.
-const BUSY_RETRY_SECONDS: f64 = 1.0;
+use crate::notifications;
+use ending::{End, end, notice, too_many_failed};
+use worker::Worker;
 
 /// How soon a wave is looked at again in which everybody left is busy.
 const BUSY_POLL: Duration = Duration::from_millis(250);
@@ -361,56 +360,10 @@ impl MigrateFleet {
     }
 }
 
-/// Why no more tenants may be begun.
-enum Rest {
-    Asked,
-    Failures,
-}
-
-fn notice(shown: &fleet::FleetMigration, detail: serde_json::Value) -> Notice {
-    let severity = match shown.state.as_str() {
-        "stopped" | "failed" => Severity::Warning,
-        _ => Severity::Info,
-    };
-    let reason = shown.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
-    let message = format!("fleet migration `{}` is {}{reason}: {}", shown.name, shown.state, shown.progress);
-    Notice { event: "fleet_migration.ended", severity, message, detail }
-}
-
 /// How a migration's sessions call themselves in tenants' databases. By the migration and not by its job: what one job
 /// has left running the next one ends.
 fn session_name(migration: FleetMigrationId) -> String {
     format!("loomworks fleet {}", migration.short())
-}
-
-/// How many tenants have failed that nobody has seen, when that is as many as may.
-fn too_many_failed(definition: &Definition, standing: &Standing, counts: &Counts) -> Option<i64> {
-    let new = counts.failed - i64::from(standing.failures_accepted);
-    let limit = i64::from(definition.stop_after_failures);
-    (limit > 0 && new >= limit).then_some(new)
-}
-
-/// What a migration is when its job is at its end.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    State(&'static str, Option<String>),
-    /// As somebody has said meanwhile, or as the last wave left it.
-    AsItIs,
-    /// It was resumed a moment ago.
-    NotYet,
-}
-
-fn end(definition: &Definition, standing: &Standing, counts: &Counts) -> End {
-    match (standing.state.as_str(), counts.waiting + counts.running, counts.failed) {
-        // A pause that came when there was nobody left to wait is none.
-        ("running" | "paused", 0, 0) => End::State("succeeded", None),
-        ("running" | "paused", 0, failed) => End::State("failed", Some(format!("{failed} tenants failed"))),
-        ("running", _, _) => match too_many_failed(definition, standing, counts) {
-            Some(new) => End::State("stopped", Some(format!("{new} tenants failed"))),
-            None => End::NotYet,
-        },
-        _ => End::AsItIs,
-    }
 }
 
 /// Notes how a tenant's try ended.
@@ -432,155 +385,8 @@ async fn record(
     Ok(transaction.commit().await?)
 }
 
-/// Takes tenants of a wave until there is none to take.
-struct Worker {
-    world: World,
-    definition: Definition,
-    wave: i32,
-    session: String,
-    actor: String,
-}
-
-impl Worker {
-    /// An error of this is the management database's. What one tenant has wrong is noted with the tenant.
-    async fn work(self) -> Result<(), Error> {
-        let mut admin = None;
-        while let Some(target) = self.claim().await? {
-            if !matches!(target.tenant_state.as_str(), "active" | "suspended") {
-                let error = format!("the tenant is {}", target.tenant_state);
-                self.record(&target, Ended { error: Some(&error), ..Ended::of("skipped") }).await?;
-                continue;
-            }
-            if target.busy {
-                self.put_back(&target, "the tenant is being restored").await?;
-                continue;
-            }
-            if self.definition.snapshot_before {
-                let snapshot = self.snapshot(&target).await?;
-                if let Err(error) = self.mark(&mut admin, &target, snapshot).await {
-                    // A connection that is broken must not be the next tenant's.
-                    admin = None;
-                    self.put_back(&target, &format!("no snapshot can be taken: {}", chain(&error))).await?;
-                    continue;
-                }
-            }
-            let started = Instant::now();
-            let outcome = inside::apply(&self.world, &self.definition, &target, &self.session).await;
-            let milliseconds = i64::try_from(started.elapsed().as_millis()).ok();
-            match outcome {
-                Outcome::Applied => {
-                    self.record(&target, Ended { milliseconds, ..Ended::of("applied") }).await?;
-                }
-                Outcome::Busy(why) => self.put_back(&target, &why).await?,
-                Outcome::Failed(failure) => {
-                    let error = Some(failure.error.as_str());
-                    let (hint, sqlstate) = (failure.hint.as_deref(), failure.sqlstate.as_deref());
-                    let ended = Ended { error, hint, sqlstate, milliseconds, ..Ended::of("failed") };
-                    self.record(&target, ended).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn claim(&self) -> Result<Option<Target>, Error> {
-        let mut transaction = self.world.db.platform.begin().await?;
-        fleet::without_waiting_for_the_disk(&mut transaction).await?;
-        let target = fleet::claim(&mut transaction, self.definition.id, self.wave).await?;
-        transaction.commit().await?;
-        Ok(target)
-    }
-
-    async fn record(&self, target: &Target, ended: Ended<'_>) -> Result<(), Error> {
-        record(&self.world, &self.definition, &self.actor, target, ended).await
-    }
-
-    /// Lets a tenant wait that cannot be worked with, until its patience is over.
-    async fn put_back(&self, target: &Target, why: &str) -> Result<(), Error> {
-        if target.busy_seconds < f64::from(self.definition.busy_timeout_seconds) {
-            let mut mgmt = self.world.db.platform.acquire().await?;
-            let id = self.definition.id;
-            return Ok(fleet::put_back(&mut mgmt, id, target, why, BUSY_RETRY_SECONDS).await?);
-        }
-        let hint = Some("resume it with --retry-failed when the tenant is back");
-        self.record(target, Ended { error: Some(why), hint, ..Ended::of("failed") }).await
-    }
-
-    /// The tenant's snapshot before the migration, written down if it was not.
-    async fn snapshot(&self, target: &Target) -> Result<SnapshotId, Error> {
-        if let Some(id) = target.snapshot_id {
-            return Ok(SnapshotId(id));
-        }
-        let (id, tenant, by) = (SnapshotId::random(), target.tenant_id, &self.definition.requested_by);
-        let name: String =
-            format!("before fleet migration {}", self.definition.name).chars().take(255).collect();
-        let mut transaction = self.world.db.platform.begin().await?;
-        fleet::without_waiting_for_the_disk(&mut transaction).await?;
-        snapshots::insert(&mut transaction, id, tenant, &name, SnapshotType::Auto, by).await?;
-        fleet::record_snapshot(&mut transaction, self.definition.id, tenant, id).await?;
-        transaction.commit().await?;
-        Ok(id)
-    }
-
-    /// Notes the position to which the tenant can be brought back. All that the position needs is archived once, after
-    /// the wave.
-    async fn mark(
-        &self,
-        admin: &mut Option<PgConnection>,
-        target: &Target,
-        snapshot: SnapshotId,
-    ) -> Result<(), Error> {
-        let admin = match admin {
-            Some(admin) => admin,
-            None => admin.insert(self.world.cluster.connect("postgres").await?),
-        };
-        snapshot::note_position(&self.world, admin, &target.database_name, snapshot).await.map(drop)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn definition(stop_after_failures: i32) -> Definition {
-        Definition {
-            id: FleetMigrationId::random(),
-            name: "test".into(),
-            sql: "SELECT 1".into(),
-            selection: json!({}),
-            canaries: 1,
-            wave_size: 1,
-            concurrency: 1,
-            snapshot_before: false,
-            statement_timeout_seconds: 1,
-            lock_timeout_seconds: 1,
-            busy_timeout_seconds: 1,
-            stop_after_failures,
-            pause_after_canary: false,
-            requested_by: "test".into(),
-        }
-    }
-
-    #[test]
-    fn a_migration_ends_by_what_is_left_and_by_what_somebody_said() {
-        let end_of = |state: &str, waiting, failed, accepted| {
-            let standing = Standing { state: state.into(), failures_accepted: accepted };
-            let counts = Counts { waiting, running: 0, applied: 1, failed, skipped: 0, failed_canaries: 0 };
-            match end(&definition(2), &standing, &counts) {
-                End::State(state, _) => state,
-                End::AsItIs => "as it is",
-                End::NotYet => "not yet",
-            }
-        };
-        assert_eq!(end_of("running", 0, 0, 0), "succeeded");
-        assert_eq!(end_of("running", 0, 1, 0), "failed");
-        assert_eq!(end_of("running", 3, 2, 0), "stopped");
-        assert_eq!(end_of("running", 3, 2, 1), "not yet");
-        assert_eq!(end_of("paused", 3, 2, 0), "as it is");
-        assert_eq!(end_of("paused", 0, 0, 0), "succeeded");
-        assert_eq!(end_of("paused", 0, 1, 0), "failed");
-        for state in ["stopped", "cancelled"] {
-            assert_eq!(end_of(state, 0, 0, 0), "as it is");
-        }
-    }
+/// Why no more tenants may be begun.
+enum Rest {
+    Asked,
+    Failures,
 }

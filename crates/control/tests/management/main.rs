@@ -1,6 +1,7 @@
 //! The management database on a real PostgreSQL: who sees which rows, the queue, and what webhooks get.
 
 mod audit;
+mod changing;
 mod fleet;
 mod idempotency;
 mod jobs;

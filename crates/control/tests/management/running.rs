@@ -25,14 +25,14 @@ use super::tenant;
 
 /// Does what it is told, step after step.
 #[derive(Clone, Serialize, Deserialize)]
-struct Told {
-    tenant: Option<TenantId>,
-    name: String,
-    steps: Vec<Do>,
+pub(super) struct Told {
+    pub(super) tenant: Option<TenantId>,
+    pub(super) name: String,
+    pub(super) steps: Vec<Do>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum Do {
+pub(super) enum Do {
     GoOn,
     Panic,
     Fail,
@@ -45,7 +45,7 @@ enum Do {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Place {
+pub(super) struct Place {
     number: usize,
     what: Do,
 }
@@ -149,15 +149,15 @@ async fn noted(world: &World, what: &str) -> i64 {
 }
 
 /// A world with a worker in it, alone with the queue.
-struct Running {
-    world: World,
+pub(super) struct Running {
+    pub(super) world: World,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
     _alone: tokio::sync::MutexGuard<'static, ()>,
 }
 
 impl Running {
-    async fn start(accelerator: Accelerator) -> Self {
+    pub(super) async fn start(accelerator: Accelerator) -> Self {
         let (db, alone) = queue().await;
         GO_ON.store(0, Ordering::SeqCst);
         sqlx::query("DELETE FROM notifications").execute(&db.platform).await.expect("forget");
@@ -172,14 +172,14 @@ impl Running {
         Self { world, stop, task, _alone: alone }
     }
 
-    async fn enqueue(&self, tenant: Option<TenantId>, name: &str, steps: &[Do]) -> JobId {
+    pub(super) async fn enqueue(&self, tenant: Option<TenantId>, name: &str, steps: &[Do]) -> JobId {
         let told = Told { tenant, name: name.into(), steps: steps.to_vec() };
         let mut connection = self.world.db.platform.acquire().await.expect("connect");
         jobs::enqueue(&mut connection, &told, "test").await.expect("enqueue")
     }
 
     /// Enqueues one that is as these assignments say when it is first seen.
-    async fn enqueue_as(&self, name: &str, steps: &[Do], set: &'static str) -> JobId {
+    pub(super) async fn enqueue_as(&self, name: &str, steps: &[Do], set: &'static str) -> JobId {
         let told = Told { tenant: None, name: name.into(), steps: steps.to_vec() };
         let mut transaction = self.world.db.platform.begin().await.expect("begin");
         let id = jobs::enqueue(&mut transaction, &told, "test").await.expect("enqueue");
@@ -190,16 +190,16 @@ impl Running {
     }
 
     /// Nobody waits for the time between tries.
-    async fn hurry(&self) {
+    pub(super) async fn hurry(&self) {
         let sql = "UPDATE jobs SET run_at = now() WHERE state = 'waiting' AND run_at > now()";
         sqlx::query(sql).execute(&self.world.db.platform).await.expect("hurry");
     }
 
-    async fn job(&self, id: JobId) -> Job {
+    pub(super) async fn job(&self, id: JobId) -> Job {
         jobs::get(&self.world, &operator(), id).await.expect("the job")
     }
 
-    async fn until(&self, id: JobId, state: &str) -> Job {
+    pub(super) async fn until(&self, id: JobId, state: &str) -> Job {
         loop {
             let job = self.job(id).await;
             if job.state == state {
@@ -211,7 +211,7 @@ impl Running {
     }
 
     /// Waits until a try has ended with an error.
-    async fn until_said(&self, id: JobId) -> Job {
+    pub(super) async fn until_said(&self, id: JobId) -> Job {
         loop {
             let job = self.job(id).await;
             if job.error.is_some() {
@@ -221,13 +221,13 @@ impl Running {
         }
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         self.stop.send_replace(true);
         self.task.await.expect("the worker ends");
     }
 }
 
-fn caller(scope: Scope, permissions: &[Permission]) -> Caller {
+pub(super) fn caller(scope: Scope, permissions: &[Permission]) -> Caller {
     Caller {
         identity: Identity::Key(ApiKeyId::random()),
         scope,
@@ -236,7 +236,7 @@ fn caller(scope: Scope, permissions: &[Permission]) -> Caller {
     }
 }
 
-fn operator() -> Caller {
+pub(super) fn operator() -> Caller {
     caller(Scope::Operator, &Permission::ALL)
 }
 
@@ -413,123 +413,6 @@ async fn a_lease_is_renewed_while_a_step_has_all_connections() {
     GO_ON.store(1, Ordering::SeqCst);
     assert_eq!(running.until(id, "succeeded").await.attempts, 1);
     running.end().await;
-}
-
-#[tokio::test]
-async fn a_tenant_changes_its_own_jobs_and_sees_no_others() {
-    let running = Running::start(Accelerator::default()).await;
-    let (acme, globex) = (tenant(&running.world.db).await, tenant(&running.world.db).await);
-    let id = running.enqueue(Some(acme), "acme's", &[Do::Fail]).await;
-    running.until(id, "failed").await;
-    let world = &running.world;
-    let other = caller(Scope::TenantAdmin(globex), &Permission::ALL);
-    assert!(matches!(jobs::get(world, &other, id).await, Err(Error::NotFound(_))));
-    assert!(matches!(jobs::retry(world, &other, id).await, Err(Error::NotFound(_))));
-    assert!(matches!(jobs::cancel(world, &other, id).await, Err(Error::NotFound(_))));
-    assert!(matches!(jobs::follow(world, &other, id).await, Err(Error::NotFound(_))));
-    let reader = caller(Scope::TenantUser(acme), &[Permission::Read]);
-    assert!(jobs::get(world, &reader, id).await.is_ok());
-    assert!(matches!(jobs::retry(world, &reader, id).await, Err(Error::Forbidden)));
-    let looking = caller(Scope::Operator, &[Permission::Read]);
-    assert!(matches!(jobs::retry(world, &looking, id).await, Err(Error::Forbidden)));
-    let own = caller(Scope::TenantUser(acme), &[Permission::Read, Permission::Work]);
-    jobs::retry(world, &own, id).await.expect("its own");
-    running.until(id, "succeeded").await;
-    running.end().await;
-}
-
-/// What of a tenant's jobs its own people may cancel and try again, and with which permission: what asking for them
-/// takes. What is not here only operators may.
-const TENANTS_MAY: [(&str, Permission); 8] = [
-    ("snapshot", Permission::Work),
-    ("open_session", Permission::Work),
-    ("close_session", Permission::Work),
-    ("restore", Permission::Manage),
-    ("swap_back", Permission::Manage),
-    ("export", Permission::Manage),
-    ("rotate_credentials", Permission::Manage),
-    ("told", Permission::Work),
-];
-
-#[tokio::test]
-async fn of_every_kind_only_those_may_change_a_job_who_may_ask_for_it() {
-    let running = Running::start(Accelerator::default()).await;
-    let world = &running.world;
-    let (acme, globex) = (tenant(&world.db).await, tenant(&world.db).await);
-    let (read, work) = ([Permission::Read], [Permission::Read, Permission::Work]);
-    let callers = [
-        ("user who reads", caller(Scope::TenantUser(acme), &read)),
-        ("user", caller(Scope::TenantUser(acme), &work)),
-        ("admin who reads", caller(Scope::TenantAdmin(acme), &read)),
-        ("admin who works", caller(Scope::TenantAdmin(acme), &work)),
-        ("admin", caller(Scope::TenantAdmin(acme), &Permission::ALL)),
-        ("another tenant's admin", caller(Scope::TenantAdmin(globex), &Permission::ALL)),
-        ("operator who works", caller(Scope::Operator, &work)),
-        ("operator", operator()),
-    ];
-    assert!(TENANTS_MAY.iter().all(|(kind, _)| world.kinds.names().any(|name| name == *kind)));
-    // Of a kind that a newer version may have made, too.
-    for kind in world.kinds.names().chain(["unknown"]) {
-        let id = JobId::random();
-        sqlx::query(
-            "INSERT INTO jobs (id, tenant_id, kind, queue, dedup_key, work, state, max_attempts, requested_by,
-                 finished_at)
-             VALUES ($1, $2, $3, 'default', $1::text, '{}', 'succeeded', 1, 'test', now())",
-        )
-        .bind(id.0)
-        .bind(acme.0)
-        .bind(kind)
-        .execute(&world.db.platform)
-        .await
-        .expect("a job");
-        let needed = TENANTS_MAY.iter().find(|(name, _)| *name == kind).map(|(_, needed)| *needed);
-        for (who, caller) in &callers {
-            let expected = match caller.scope {
-                Scope::Operator if caller.permissions.contains(&Permission::Manage) => "it has ended",
-                Scope::TenantAdmin(own) if own == globex => "there is none",
-                Scope::TenantAdmin(_) | Scope::TenantUser(_)
-                    if needed.is_some_and(|needed| caller.permissions.contains(&needed)) =>
-                {
-                    "it has ended"
-                }
-                _ => "forbidden",
-            };
-            for answer in [jobs::retry(world, caller, id).await, jobs::cancel(world, caller, id).await] {
-                let said = match answer {
-                    Err(Error::Conflict { .. }) => "it has ended",
-                    Err(Error::Forbidden) => "forbidden",
-                    Err(Error::NotFound(_)) => "there is none",
-                    other => panic!("{kind} for {who}: {other:?}"),
-                };
-                assert_eq!(said, expected, "{kind} for {who}");
-            }
-        }
-    }
-    running.end().await;
-}
-
-#[tokio::test]
-async fn of_two_who_want_different_things_at_once_one_is_told_of_the_other() {
-    let (db, _alone) = queue().await;
-    let told = |steps: &[Do]| Told { tenant: None, name: "alone".into(), steps: steps.to_vec() };
-    let mut first = db.platform.begin().await.expect("begin");
-    let id = jobs::enqueue_alone(&mut first, &told(&[Do::GoOn]), "one", "busy").await.expect("the first");
-    let other = {
-        let (db, work) = (db.clone(), told(&[Do::Wait]));
-        // It waits for the first to commit.
-        tokio::spawn(async move {
-            let mut second = db.platform.begin().await.expect("begin");
-            jobs::enqueue_alone(&mut second, &work, "another", "busy").await
-        })
-    };
-    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
-    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&db.platform).await.expect("look") == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    first.commit().await.expect("commit");
-    let refused = other.await.expect("it ends").expect_err("it is refused");
-    assert!(matches!(refused, Error::Conflict { .. }), "{refused:?}");
-    assert!(refused.hint().is_some_and(|hint| hint.contains(&id.to_string())), "{refused:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,122 @@
+//! One of the workers of a wave: takes a tenant, notes where it can be brought back to, and has it migrated.
+
+use loomworks_core::ids::SnapshotId;
+use loomworks_postgres::PgConnection;
+use tokio::time::Instant;
+
+use super::record;
+use crate::World;
+use crate::db::fleet::{self, Definition, Ended, Target};
+use crate::db::snapshots::{self, SnapshotType};
+use crate::error::{Error, chain};
+use crate::fleet::inside::{self, Outcome};
+use crate::work::snapshot;
+
+/// How soon a tenant that was busy is looked at again, in seconds.
+const BUSY_RETRY_SECONDS: f64 = 1.0;
+
+/// Takes tenants of a wave until there is none to take.
+pub(super) struct Worker {
+    pub(super) world: World,
+    pub(super) definition: Definition,
+    pub(super) wave: i32,
+    pub(super) session: String,
+    pub(super) actor: String,
+}
+
+impl Worker {
+    /// An error of this is the management database's. What one tenant has wrong is noted with the tenant.
+    pub(super) async fn work(self) -> Result<(), Error> {
+        let mut admin = None;
+        while let Some(target) = self.claim().await? {
+            if !matches!(target.tenant_state.as_str(), "active" | "suspended") {
+                let error = format!("the tenant is {}", target.tenant_state);
+                self.record(&target, Ended { error: Some(&error), ..Ended::of("skipped") }).await?;
+                continue;
+            }
+            if target.busy {
+                self.put_back(&target, "the tenant is being restored").await?;
+                continue;
+            }
+            if self.definition.snapshot_before {
+                let snapshot = self.snapshot(&target).await?;
+                if let Err(error) = self.mark(&mut admin, &target, snapshot).await {
+                    // A connection that is broken must not be the next tenant's.
+                    admin = None;
+                    self.put_back(&target, &format!("no snapshot can be taken: {}", chain(&error))).await?;
+                    continue;
+                }
+            }
+            let started = Instant::now();
+            let outcome = inside::apply(&self.world, &self.definition, &target, &self.session).await;
+            let milliseconds = i64::try_from(started.elapsed().as_millis()).ok();
+            match outcome {
+                Outcome::Applied => {
+                    self.record(&target, Ended { milliseconds, ..Ended::of("applied") }).await?;
+                }
+                Outcome::Busy(why) => self.put_back(&target, &why).await?,
+                Outcome::Failed(failure) => {
+                    let error = Some(failure.error.as_str());
+                    let (hint, sqlstate) = (failure.hint.as_deref(), failure.sqlstate.as_deref());
+                    let ended = Ended { error, hint, sqlstate, milliseconds, ..Ended::of("failed") };
+                    self.record(&target, ended).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn claim(&self) -> Result<Option<Target>, Error> {
+        let mut transaction = self.world.db.platform.begin().await?;
+        fleet::without_waiting_for_the_disk(&mut transaction).await?;
+        let target = fleet::claim(&mut transaction, self.definition.id, self.wave).await?;
+        transaction.commit().await?;
+        Ok(target)
+    }
+
+    async fn record(&self, target: &Target, ended: Ended<'_>) -> Result<(), Error> {
+        record(&self.world, &self.definition, &self.actor, target, ended).await
+    }
+
+    /// Lets a tenant wait that cannot be worked with, until its patience is over.
+    async fn put_back(&self, target: &Target, why: &str) -> Result<(), Error> {
+        if target.busy_seconds < f64::from(self.definition.busy_timeout_seconds) {
+            let mut mgmt = self.world.db.platform.acquire().await?;
+            let id = self.definition.id;
+            return Ok(fleet::put_back(&mut mgmt, id, target, why, BUSY_RETRY_SECONDS).await?);
+        }
+        let hint = Some("resume it with --retry-failed when the tenant is back");
+        self.record(target, Ended { error: Some(why), hint, ..Ended::of("failed") }).await
+    }
+
+    /// The tenant's snapshot before the migration, written down if it was not.
+    async fn snapshot(&self, target: &Target) -> Result<SnapshotId, Error> {
+        if let Some(id) = target.snapshot_id {
+            return Ok(SnapshotId(id));
+        }
+        let (id, tenant, by) = (SnapshotId::random(), target.tenant_id, &self.definition.requested_by);
+        let name: String =
+            format!("before fleet migration {}", self.definition.name).chars().take(255).collect();
+        let mut transaction = self.world.db.platform.begin().await?;
+        fleet::without_waiting_for_the_disk(&mut transaction).await?;
+        snapshots::insert(&mut transaction, id, tenant, &name, SnapshotType::Auto, by).await?;
+        fleet::record_snapshot(&mut transaction, self.definition.id, tenant, id).await?;
+        transaction.commit().await?;
+        Ok(id)
+    }
+
+    /// Notes the position to which the tenant can be brought back. All that the position needs is archived once, after
+    /// the wave.
+    async fn mark(
+        &self,
+        admin: &mut Option<PgConnection>,
+        target: &Target,
+        snapshot: SnapshotId,
+    ) -> Result<(), Error> {
+        let admin = match admin {
+            Some(admin) => admin,
+            None => admin.insert(self.world.cluster.connect("postgres").await?),
+        };
+        snapshot::note_position(&self.world, admin, &target.database_name, snapshot).await.map(drop)
+    }
+}
