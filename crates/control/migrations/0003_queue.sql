@@ -48,14 +48,16 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('loomworks: claim jobs', 0));
     moment := clock_timestamp();
 
-    -- Whose worker has fallen silent waits again. A first time at once; one that was cut off before may be what ends
-    -- its workers, so it comes back later and later, and those that were only beside it get done meanwhile. As in
-    -- `jobs::drive`.
-    UPDATE jobs SET state = 'waiting', lease_until = NULL, run_at = CASE WHEN attempts > 1
-        THEN moment + make_interval(secs => least(0.1 * 2 ^ least(attempts, 9), 30) * (0.7 + 0.6 * random()))
-        ELSE run_at END
+    -- Whose worker has fallen silent waits again, before all others of its tenant. A first time at once; one that was
+    -- cut off before may be what ends its workers, so it is left alone for a while, and those that were only beside it
+    -- get done meanwhile. For four seconds at most: with the lease that is less than the 15 seconds within which every
+    -- job is in hand again.
+    UPDATE jobs SET state = 'waiting', lease_until = NULL, run_at = 'epoch'
     WHERE id IN (SELECT silent.id FROM jobs silent
                  WHERE silent.state = 'running' AND silent.lease_until < moment
+                     AND (silent.attempts <= 1 OR silent.lease_until < moment - make_interval(secs =>
+                         least(0.1 * 2 ^ least(silent.attempts, 9), 3)
+                             * (0.7 + 0.6 * (hashtext(silent.id::text) & 255) / 255)))
                  ORDER BY silent.lease_until LIMIT 1000 FOR UPDATE SKIP LOCKED);
 
     WITH RECURSIVE head AS (
@@ -107,7 +109,7 @@ BEGIN
         FOR UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE jobs j SET state = 'running', fence = j.fence + 1, attempts = j.attempts + 1, node = node_name,
-            lease_until = moment + make_interval(secs => lease_seconds)
+            lease_until = moment + make_interval(secs => lease_seconds), run_at = greatest(j.run_at, j.created_at)
         FROM free WHERE j.id = free.id RETURNING j.id
     ), turned AS (
         -- A millionth of a second apart, in the order in which they were served.

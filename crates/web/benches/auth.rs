@@ -25,7 +25,7 @@ use loomworks_core::ExposeSecret;
 use loomworks_core::api_key::{ApiKey, Environment};
 use loomworks_core::ids::ApiKeyId;
 use loomworks_testkit::server;
-use loomworks_web::{Allowance, Settings};
+use loomworks_web::{Allowance, Settings, serve};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -158,7 +158,8 @@ async fn over_sockets(router: axum::Router, texts: &[String], measured_for: Dura
     const ON_THEIR_WAY: usize = 16;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    // The program's own listener.
+    tokio::spawn(serve::serve(listener, router, serve::Patience::default(), std::future::pending()));
     let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let mut tasks = JoinSet::new();
     for n in 0..16 {

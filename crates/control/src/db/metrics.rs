@@ -25,7 +25,7 @@ pub async fn failed_jobs(connection: &mut PgConnection) -> sqlx::Result<i64> {
 pub async fn oldest_jobs(connection: &mut PgConnection) -> sqlx::Result<Vec<(String, String, f64)>> {
     sqlx::query_as(
         "SELECT state, queue,
-             greatest(extract(epoch FROM now() - min(CASE state WHEN 'waiting' THEN run_at ELSE created_at END)), 0)::float8
+             greatest(extract(epoch FROM now() - min(CASE state WHEN 'waiting' THEN greatest(run_at, created_at) ELSE created_at END)), 0)::float8
          FROM jobs WHERE state = 'waiting' AND run_at <= now() OR state = 'running' GROUP BY state, queue",
     )
     .fetch_all(connection)

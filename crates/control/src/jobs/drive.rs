@@ -284,7 +284,7 @@ fn words_of(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Doubles from a tenth of a second to half a minute, with noise so that jobs which failed together do not come back
-/// together. `claim_jobs` has the same for those whose worker fell silent.
+/// together. `claim_jobs` has a shorter one for those whose worker fell silent.
 fn backoff_seconds(attempts: i32) -> f64 {
     let base = 0.1 * f64::from(2_i32.pow(attempts.clamp(0, 9).cast_unsigned()));
     base.min(30.0) * rand::rng().random_range(0.7..1.3)

@@ -86,14 +86,15 @@ fn done() -> Outcome {
 }
 
 async fn lease_runs_out(db: &Db) {
-    let sql = "UPDATE jobs SET lease_until = now() - interval '1 second' WHERE state = 'running'";
-    sqlx::query(sql).execute(&db.platform).await.expect("let it run out");
+    lease_is_over_for(db, 0.0).await;
 }
 
-/// The waits between tries are over.
-async fn the_time_comes(db: &Db) {
-    let sql = "UPDATE jobs SET run_at = now() WHERE state = 'waiting'";
-    sqlx::query(sql).execute(&db.platform).await.expect("let the time come");
+async fn lease_is_over_for(db: &Db, seconds: f64) {
+    sqlx::query("UPDATE jobs SET lease_until = now() - make_interval(secs => $1) WHERE state = 'running'")
+        .bind(seconds)
+        .execute(&db.platform)
+        .await
+        .expect("let it run out");
 }
 
 #[tokio::test]
@@ -201,7 +202,7 @@ async fn tries_count_for_a_step_and_waiting_is_no_try() {
         lease_runs_out(&db).await;
         if attempts > 1 {
             assert!(claim(&db).await.is_none(), "it waits");
-            the_time_comes(&db).await;
+            lease_is_over_for(&db, 10.0).await;
         }
     }
     let claimed = claim(&db).await.expect("a claim");
@@ -213,36 +214,48 @@ async fn tries_count_for_a_step_and_waiting_is_no_try() {
 }
 
 #[tokio::test]
-async fn what_is_cut_off_again_and_again_comes_back_later_and_later() {
+async fn what_is_cut_off_again_and_again_is_left_alone_for_longer_and_longer() {
     let (db, _alone) = queue().await;
     let id = insert(&db, "cut off").await.expect("a job");
-    let mut waits = Vec::new();
-    for attempts in [1, 2, 5, 50] {
-        sqlx::query("UPDATE jobs SET attempts = $2, run_at = now() WHERE id = $1")
+    for (attempts, not_after, after) in
+        [(1, None, 0.0), (2, Some(0.1), 0.6), (5, Some(2.0), 4.0), (50, Some(2.0), 4.0)]
+    {
+        claim(&db).await.expect("a claim");
+        sqlx::query("UPDATE jobs SET attempts = $2 WHERE id = $1")
             .bind(id.0)
-            .bind(attempts - 1)
+            .bind(attempts)
             .execute(&db.platform)
             .await
             .expect("so many tries");
-        claim(&db).await.expect("a claim");
-        lease_runs_out(&db).await;
-        // One who claims puts it back, and takes it if its time has come.
-        let taken = claim(&db).await.is_some();
-        assert_eq!(taken, attempts == 1, "a first cut is recovered at once: {attempts}");
-        let wait: f64 = sqlx::query_scalar(
-            "SELECT greatest(extract(epoch FROM run_at - now()), 0)::float8 FROM jobs WHERE id = $1",
-        )
-        .bind(id.0)
-        .fetch_one(&db.platform)
-        .await
-        .expect("look");
-        waits.push(wait);
-        if taken {
-            lease_runs_out(&db).await;
-            claim(&db).await;
+        if let Some(seconds) = not_after {
+            lease_is_over_for(&db, seconds).await;
+            assert!(claim(&db).await.is_none(), "{attempts} tries, {seconds} s after its lease");
         }
+        lease_is_over_for(&db, after).await;
+        assert!(claim(&db).await.is_some(), "{attempts} tries, {after} s after its lease");
+        lease_runs_out(&db).await;
+        sqlx::query("UPDATE jobs SET attempts = 0, lease_until = '-infinity'")
+            .execute(&db.platform)
+            .await
+            .expect("anew");
     }
-    assert!(waits.is_sorted() && (10.0..40.0).contains(&waits[3]), "{waits:?}");
+}
+
+#[tokio::test]
+async fn what_was_cut_off_comes_before_all_that_waits_of_its_tenant() {
+    let (db, _alone) = queue().await;
+    let (busy, other) = (tenant(&db).await, tenant(&db).await);
+    insert_many(&db, Some(busy), Queue::Default, 100).await;
+    insert_many(&db, Some(other), Queue::Default, 100).await;
+    let cut = [claim(&db).await.expect("a claim"), claim(&db).await.expect("a claim")];
+    lease_runs_out(&db).await;
+    let again = [claim(&db).await.expect("a claim"), claim(&db).await.expect("a claim")];
+    let ids =
+        |claims: &[Claim]| claims.iter().map(|claim| claim.id).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(ids(&again), ids(&cut));
+    let mut connection = db.platform.acquire().await.expect("connect");
+    let job = jobs::get(&mut connection, again[0].id).await.expect("look").expect("the job");
+    assert!(job.run_at.to_jiff() >= job.created_at.to_jiff(), "nobody is told that it waits since 1970");
 }
 
 #[tokio::test]

@@ -191,8 +191,12 @@ impl Running {
 
     /// Nobody waits for the time between tries.
     pub(super) async fn hurry(&self) {
-        let sql = "UPDATE jobs SET run_at = now() WHERE state = 'waiting' AND run_at > now()";
-        sqlx::query(sql).execute(&self.world.db.platform).await.expect("hurry");
+        for sql in [
+            "UPDATE jobs SET run_at = now() WHERE state = 'waiting' AND run_at > now()",
+            "UPDATE jobs SET lease_until = '-infinity' WHERE state = 'running' AND lease_until < now()",
+        ] {
+            sqlx::query(sql).execute(&self.world.db.platform).await.expect("hurry");
+        }
     }
 
     pub(super) async fn job(&self, id: JobId) -> Job {

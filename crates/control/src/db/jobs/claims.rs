@@ -74,11 +74,13 @@ pub async fn claim(pool: &PgPool, node: &str, wanted: Wanted) -> sqlx::Result<Ve
 /// Ends the leases of this node's former process. Only the one process that has the node's lock may call it: what
 /// its forerunner held is held by nobody.
 pub async fn abandon_former(pool: &PgPool, node: &str) -> sqlx::Result<u64> {
-    sqlx::query("UPDATE jobs SET lease_until = '-infinity' WHERE state = 'running' AND node = $1")
-        .bind(node)
-        .execute(pool)
-        .await
-        .map(|done| done.rows_affected())
+    sqlx::query(
+        "UPDATE jobs SET lease_until = least(lease_until, now()) WHERE state = 'running' AND node = $1",
+    )
+    .bind(node)
+    .execute(pool)
+    .await
+    .map(|done| done.rows_affected())
 }
 
 /// Gives back what a node's process had claimed, before it ends in good order.
