@@ -6,6 +6,7 @@ use loomworks_control::db::tenants::Filter;
 use loomworks_control::page::Asked;
 use loomworks_control::{audit, tenants};
 use loomworks_core::ids::TenantId;
+use loomworks_testkit::server;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
@@ -137,6 +138,25 @@ async fn a_tenants_role_writes_for_no_other_tenant_and_changes_nothing() {
     {
         assert!(sqlx::query(statement).execute(&db.platform).await.is_err(), "{statement}");
     }
+}
+
+#[tokio::test]
+async fn a_migration_sees_the_rows_that_it_is_to_change_and_nobody_else_can_be_its_role() {
+    let db = database().await;
+    tenant(&db).await;
+    let mut admin = server().await.cluster.connect("loomworks_mgmt").await.expect("connect");
+    sqlx::query("SET ROLE loomworks_owner").execute(&mut admin).await.expect("become the owner");
+    let seen: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM public.tenants").fetch_one(&mut admin).await.expect("count");
+    assert!(seen > 0, "row security is forced");
+    let other: bool = sqlx::query_scalar(
+        "SELECT rolcanlogin OR EXISTS (SELECT FROM pg_auth_members WHERE roleid = r.oid) FROM pg_roles r
+         WHERE rolname = 'loomworks_owner'",
+    )
+    .fetch_one(&mut admin)
+    .await
+    .expect("look");
+    assert!(!other, "somebody may act as the owner");
 }
 
 #[tokio::test]
