@@ -127,7 +127,7 @@ impl Accelerator {
     }
 
     /// Says to all processes that a job waits.
-    pub async fn tell_job_waits(&self) {
+    async fn tell_job_waits(&self) {
         self.run::<i64>(Cmd::publish(WAKE, "")).await;
     }
 

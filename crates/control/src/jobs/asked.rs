@@ -65,7 +65,6 @@ pub async fn retry(world: &World, caller: &Caller, id: JobId) -> Result<Job, Err
     let job = jobs::get(&mut transaction, id).await?.ok_or(Error::NotFound("such job"))?;
     idempotency::note_effect(&mut transaction).await?;
     transaction.commit().await?;
-    world.accelerator.tell_job_waits().await;
     Ok(job)
 }
 
