@@ -3,11 +3,15 @@
 //! This crate knows neither tenants nor the management database. The repository is the truth about what is safe; a
 //! row elsewhere that says so only repeats it.
 
+pub mod archived;
+mod coverage;
 pub mod keys;
 pub mod lineage;
+mod range;
 pub mod repository;
 pub mod seal;
-pub mod segment;
 pub mod store;
+pub mod stream;
+pub mod wal;
 
 pub use repository::{ClusterIdentity, Repository, RepositoryError};

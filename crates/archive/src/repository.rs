@@ -10,6 +10,7 @@ use loomworks_core::lsn::Segment;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::coverage::Coverage;
 use crate::keys::{KeyError, KeyProvider, Keys};
 use crate::lineage::Lineage;
 use crate::seal::DoesNotOpen;
@@ -43,6 +44,7 @@ struct Identity {
 pub struct Repository {
     pub(crate) store: Store,
     pub(crate) keys: Keys,
+    pub(crate) coverage: Coverage,
     id: Uuid,
     pub cluster: ClusterIdentity,
 }
@@ -118,7 +120,7 @@ impl Repository {
             return Err(RepositoryError::OtherCluster { location: store.location().clone(), theirs, ours });
         }
         let keys = Keys::open(&store, provider, found.repository_id, true).await?;
-        Ok(Self { store, keys, id: found.repository_id, cluster })
+        Ok(Self { store, keys, coverage: Coverage::default(), id: found.repository_id, cluster })
     }
 
     /// Opens the repository, whichever cluster's it is.
@@ -130,7 +132,8 @@ impl Repository {
     pub async fn open_in(store: Store, provider: Arc<dyn KeyProvider>) -> Result<Self, RepositoryError> {
         let found = Self::read_identity(&store).await?;
         let keys = Keys::open(&store, provider, found.repository_id, false).await?;
-        Ok(Self { store, keys, id: found.repository_id, cluster: found.cluster })
+        let coverage = Coverage::default();
+        Ok(Self { store, keys, coverage, id: found.repository_id, cluster: found.cluster })
     }
 
     async fn read_identity(store: &Store) -> Result<Identity, RepositoryError> {

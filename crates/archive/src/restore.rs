@@ -1,17 +1,16 @@
 //! Restoring: which backup and which WAL bring a moment back, and laying the backup out.
 
-use std::fs::File;
-use std::io;
 use std::path::Path;
 
 use jiff::Timestamp;
-use loomworks_core::durable;
 use loomworks_core::lsn::Lsn;
-use loomworks_postgres::config::RecoveryTarget;
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{Backup, digest};
-use crate::repository::{Repository, RepositoryError, blocking, io_error};
+use crate::backup::{Backup, Databases, Progress};
+use crate::keys::{DatabaseOid, SHARED};
+use crate::replay::{Kept, Replayable};
+use crate::repository::{Repository, RepositoryError};
+use crate::wal::Until;
 
 /// A moment to go back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,14 +29,32 @@ pub struct Catalog {
     pub backups: Vec<Backup>,
     /// How far the WAL goes.
     pub archived_up_to: Option<Lsn>,
+    /// The timeline that the cluster is on.
+    pub timeline: u32,
 }
 
-/// How a moment is brought back.
+/// The base backup that a restore begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    pub label: String,
+    pub timeline: u32,
+    pub start: Lsn,
+    pub end: Lsn,
+    pub finished_at: Timestamp,
+    /// Bytes of files that must be brought back.
+    pub size_bytes: u64,
+}
+
+/// How a moment of one database is brought back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestorePlan {
     pub target: Target,
-    pub backup: Backup,
-    /// WAL to replay at most, uncompressed.
+    /// The database as it was numbered at that moment.
+    pub database: DatabaseOid,
+    pub backup: Base,
+    /// The timeline whose WAL is replayed, with those that it came from.
+    pub timeline: u32,
+    /// How long the WAL is that is looked through. Of it only what is the database's own and what all share is read.
     pub wal_bytes: u64,
 }
 
@@ -67,8 +84,8 @@ impl CannotRestore {
     }
 }
 
-/// Chooses the newest backup that was complete before the target: the least WAL to replay. Pure.
-pub fn plan(catalog: &Catalog, target: Target, now: Timestamp) -> Result<RestorePlan, CannotRestore> {
+/// The newest backup that was complete before the target: the least WAL to replay. Pure.
+pub fn base(catalog: &Catalog, target: Target, now: Timestamp) -> Result<&Backup, CannotRestore> {
     let oldest = catalog.backups.first().ok_or(CannotRestore::NoBackup)?;
     let archived = catalog.archived_up_to.unwrap_or_default();
     match target {
@@ -82,72 +99,88 @@ pub fn plan(catalog: &Catalog, target: Target, now: Timestamp) -> Result<Restore
         Target::Lsn(lsn) => backup.end <= lsn,
         Target::Time(time) => backup.finished_at <= time,
     };
-    let backup = catalog.backups.iter().rev().find(suits).ok_or_else(|| match target {
+    catalog.backups.iter().rev().find(suits).ok_or_else(|| match target {
         Target::Lsn(lsn) => {
             CannotRestore::TooEarly { asked: lsn.to_string(), earliest: oldest.end.to_string() }
         }
         Target::Time(time) => {
             CannotRestore::TooEarly { asked: time.to_string(), earliest: oldest.finished_at.to_string() }
         }
-    })?;
-    let to = match target {
-        Target::Lsn(lsn) => lsn,
-        Target::Time(_) => archived,
-    };
-    Ok(RestorePlan { target, backup: backup.clone(), wal_bytes: to.0.saturating_sub(backup.start.0) })
+    })
 }
 
+/// How a moment of a database is brought back. Pure.
+pub fn plan(
+    catalog: &Catalog,
+    database: DatabaseOid,
+    target: Target,
+    now: Timestamp,
+) -> Result<RestorePlan, CannotRestore> {
+    let backup = base(catalog, target, now)?;
+    let to = match target {
+        Target::Lsn(lsn) => lsn,
+        Target::Time(_) => catalog.archived_up_to.unwrap_or_default(),
+    };
+    let files = backup.groups.iter().filter(|group| group.oid == database || group.oid == SHARED);
+    let base = Base {
+        label: backup.label.clone(),
+        timeline: backup.timeline,
+        start: backup.start,
+        end: backup.end,
+        finished_at: backup.finished_at,
+        size_bytes: files.map(|group| group.bytes).sum(),
+    };
+    let wal_bytes = to.0.saturating_sub(backup.start.0);
+    Ok(RestorePlan { target, database, backup: base, timeline: catalog.timeline, wal_bytes })
+}
+
+/// The cluster's own database `postgres`, by which a server is asked whether it is ready. Source: PostgreSQL
+/// `src/include/catalog/pg_database.dat`.
+const POSTGRES: DatabaseOid = 5;
+
+/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
 impl RestorePlan {
-    /// The target in PostgreSQL's terms.
+    /// The target in the terms of who merges WAL.
     #[must_use]
-    pub fn recovery_target(&self) -> RecoveryTarget {
+    pub fn until(&self) -> Until {
         match self.target {
-            Target::Lsn(lsn) => RecoveryTarget::Before(lsn),
-            Target::Time(time) => RecoveryTarget::Time(time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()),
+            Target::Lsn(lsn) => Until::Before(lsn),
+            Target::Time(time) => Until::Time(time.as_microsecond() - POSTGRES_EPOCH),
         }
+    }
+
+    /// The databases whose files and records a side cluster needs.
+    #[must_use]
+    pub fn databases(&self) -> Vec<DatabaseOid> {
+        vec![POSTGRES, self.database]
     }
 }
 
 impl Repository {
-    /// What can be restored now.
-    pub async fn catalog(&self) -> Result<Catalog, RepositoryError> {
+    /// What can be restored now of a cluster that is on `timeline`.
+    pub async fn catalog(&self, timeline: u32) -> Result<Catalog, RepositoryError> {
         let backups = self.backups().await?;
-        let timeline = backups.last().map_or(1, |backup| backup.timeline);
-        Ok(Catalog { backups, archived_up_to: self.archived_up_to(timeline).await? })
+        Ok(Catalog { backups, archived_up_to: self.archived_up_to(timeline).await?, timeline })
     }
 
-    /// Lays a backup's files out in `into`, which must not exist.
-    ///
-    /// The control file, without which PostgreSQL does not start, gets its name last: a directory that was laid out
-    /// by half cannot be mistaken for a cluster.
-    pub async fn lay_out(&self, backup: &Backup, into: &Path) -> Result<(), RepositoryError> {
-        let (archive, backup, into) = (self.archive_of(backup), backup.clone(), into.to_owned());
-        blocking(move || {
-            let (_, sha256) = digest(&archive).map_err(io_error("read", &archive))?;
-            if sha256 != backup.sha256 {
-                let source = io::Error::other("its checksum is not the one of the manifest");
-                return Err(RepositoryError::Damaged { path: archive, source });
-            }
-            unpack(&archive, &into).map_err(io_error("lay out", &into))
-        })
-        .await
+    /// Lays out in `into`, which must not exist, what a side cluster needs: files, then WAL up to the target.
+    pub async fn lay_out_database(
+        &self,
+        plan: &RestorePlan,
+        into: &Path,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Replayable, RepositoryError> {
+        let backup = self.backup(&plan.backup.label).await?;
+        let there = |oid: &DatabaseOid| backup.groups.iter().any(|group| group.oid == *oid);
+        // One that was made since is made again by the WAL.
+        let files = plan.databases().into_iter().filter(there).collect();
+        self.lay_out(&backup, &Databases::Only(files), into, Sync::Never, progress).await?;
+        let lineage = self.lineage(plan.timeline).await?;
+        let kept = Kept::Only(plan.databases());
+        self.lay_out_wal(&backup, &lineage, &kept, plan.until(), &into.join("pg_wal"), &|_, _| ()).await
     }
-}
-
-fn unpack(archive: &Path, into: &Path) -> io::Result<()> {
-    const CONTROL: &str = "global/pg_control";
-    const CONTROL_WAITING: &str = "global/pg_control.waiting";
-    durable::create_dir_all(into)?;
-    let mut tar = tar::Archive::new(zstd::Decoder::new(File::open(archive)?)?);
-    for entry in tar.entries()? {
-        let mut entry = entry?;
-        if entry.path()?.as_ref() == Path::new(CONTROL) {
-            entry.unpack(into.join(CONTROL_WAITING))?;
-        } else if !entry.unpack_in(into)? {
-            return Err(io::Error::other("the archive has a path that leads out of it"));
-        }
-    }
-    durable::rename(&into.join(CONTROL_WAITING), &into.join(CONTROL))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod erasure;
 pub mod exports;
 pub mod fleet;
 pub mod idempotency;
+pub mod incarnations;
 pub mod jobs;
 pub mod keys;
 pub mod lifecycle;

@@ -21,6 +21,9 @@ mod signals;
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use loomworks_archive::RepositoryError;
@@ -97,6 +100,32 @@ pub struct Progress {
 pub struct Context {
     pub job: JobId,
     pub requested_by: String,
+    /// How far the present step says that it has come. Above 100: it has said nothing.
+    percent: Arc<AtomicU8>,
+}
+
+impl Context {
+    #[must_use]
+    pub fn new(job: JobId, requested_by: &str) -> Self {
+        Self { job, requested_by: requested_by.to_owned(), percent: Arc::new(AtomicU8::new(u8::MAX)) }
+    }
+
+    /// What a long step says of itself while it runs: which part of the percents that are its own is behind it. It is
+    /// written down when the lease is renewed.
+    pub fn report(&self, own: Range<u8>, done: u64, total: u64) {
+        let width = u64::from(own.end.saturating_sub(own.start));
+        let part = done.min(total) * width / total.max(1);
+        self.percent.store(own.start + u8::try_from(part).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Another step has begun.
+    fn forget_report(&self) {
+        self.percent.store(u8::MAX, Ordering::Relaxed);
+    }
+
+    fn percent(&self) -> Option<u8> {
+        Some(self.percent.load(Ordering::Relaxed)).filter(|percent| *percent <= 100)
+    }
 }
 
 /// A kind of job.

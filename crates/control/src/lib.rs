@@ -8,6 +8,7 @@
 
 pub mod accelerator;
 pub mod access;
+pub mod archive;
 pub mod audit;
 pub mod backups;
 pub mod credentials;

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use crate::World;
 use crate::access::Granted;
-use crate::db::tenants as rows;
+use crate::db::{incarnations, tenants as rows};
 use crate::error::Error;
 use crate::work::exchange::SwapBack;
 use crate::work::restore::Restore;
-use crate::{audit, jobs, snapshots, tenants};
+use crate::{archive, audit, jobs, snapshots, tenants};
 
 /// The moment somebody wants back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,27 @@ async fn plan_for(
             Target::Lsn(position)
         }
     };
-    let catalog = world.repository.catalog().await?;
-    Ok(restore::plan(&catalog, target, time::now())?)
+    let database = database_at(world, granted, tenant, target).await?;
+    let catalog = archive::catalog(world).await?;
+    Ok(restore::plan(&catalog, database, target, time::now())?)
+}
+
+/// The database that the tenant was served from then: a restore made another one the live one.
+async fn database_at(
+    world: &World,
+    granted: &Granted,
+    tenant: &rows::Tenant,
+    target: Target,
+) -> Result<u32, Error> {
+    let mut scoped = granted.begin(&world.db).await?;
+    let oid = match target {
+        Target::Lsn(position) => incarnations::at_position(&mut scoped, granted.tenant(), position).await?,
+        Target::Time(time) => incarnations::at_time(&mut scoped, granted.tenant(), time.into()).await?,
+    };
+    oid.and_then(|oid| u32::try_from(oid).ok()).ok_or_else(|| {
+        Error::invalid(format!("tenant `{}` was not served yet at that moment", tenant.subdomain))
+            .with_hint("choose a later moment")
+    })
 }
 
 /// Asks for a restore in place. `confirm` names the tenant, so that nobody restores the wrong one by a slip.

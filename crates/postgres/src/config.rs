@@ -3,8 +3,6 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use loomworks_core::lsn::Lsn;
-
 /// The file with our settings; `postgresql.conf` includes it last, so an operator's own lines above it stay.
 pub const FILE: &str = "loomworks.conf";
 
@@ -18,22 +16,10 @@ pub struct Serving<'a> {
     pub archive_command: Option<&'a str>,
 }
 
-/// Where recovery stops.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RecoveryTarget {
-    /// Just before the first record at or after this position.
-    Before(Lsn),
-    /// After the last transaction that committed at or before this moment: `2026-03-10 14:05:00.123456+00`. The
-    /// letter `Z` is no time zone this early in a start.
-    Time(String),
-}
-
-/// Settings of a side cluster: it recovers to a target, is read once and thrown away.
+/// Settings of a side cluster: it replays the WAL that lies in its `pg_wal`, is read once and thrown away.
 #[derive(Clone, Debug)]
 pub struct Recovering<'a> {
     pub socket_directory: &'a Path,
-    pub restore_command: &'a str,
-    pub target: &'a RecoveryTarget,
 }
 
 /// A line of a configuration file, quoted as `guc-file.l` reads it.
@@ -94,16 +80,12 @@ impl Recovering<'_> {
         line(&mut out, "synchronous_commit", "off");
         line(&mut out, "autovacuum", "off");
         line(&mut out, "max_wal_senders", "0");
-        line(&mut out, "restore_command", self.restore_command);
-        line(&mut out, "recovery_target_timeline", "current");
-        line(&mut out, "recovery_target_action", "promote");
-        match self.target {
-            RecoveryTarget::Before(lsn) => {
-                line(&mut out, "recovery_target_lsn", &lsn.to_string());
-                line(&mut out, "recovery_target_inclusive", "off");
-            }
-            RecoveryTarget::Time(time) => line(&mut out, "recovery_target_time", time),
-        }
+        line(&mut out, "wal_level", "replica");
+        // Its WAL is written once and for nobody.
+        line(&mut out, "wal_recycle", "off");
+        line(&mut out, "wal_init_zero", "off");
+        line(&mut out, "max_wal_size", "16GB");
+        line(&mut out, "checkpoint_timeout", "1d");
         out
     }
 }
@@ -150,11 +132,8 @@ mod tests {
 
     #[test]
     fn a_side_cluster_neither_listens_nor_archives() {
-        let target = RecoveryTarget::Before(Lsn(0x0300_0028));
-        let text =
-            Recovering { socket_directory: Path::new("/s"), restore_command: "fetch", target: &target }
-                .render();
-        for wanted in ["listen_addresses = ''", "archive_mode = 'off'", "recovery_target_lsn = '0/3000028'"] {
+        let text = Recovering { socket_directory: Path::new("/s") }.render();
+        for wanted in ["listen_addresses = ''", "archive_mode = 'off'", "fsync = 'off'"] {
             assert!(text.contains(wanted), "{wanted} in {text}");
         }
     }

@@ -344,9 +344,9 @@ pub async fn record_live(
     .bind(id.0)
     .bind(live.oid)
     .bind(&live.name)
-    .execute(connection)
-    .await
-    .map(drop)
+    .execute(&mut *connection)
+    .await?;
+    super::incarnations::record(connection, id, live.oid).await
 }
 
 /// Former databases whose time is over, with their tenants.

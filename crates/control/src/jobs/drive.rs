@@ -53,7 +53,7 @@ enum Ran<S> {
 
 /// Runs the steps of one job as far as it goes.
 pub(crate) async fn drive<W: Work>(world: &World, saver: &Saver, claim: &Claim) -> Result<(), Error> {
-    let context = Context { job: claim.id, requested_by: claim.requested_by.clone() };
+    let context = Context::new(claim.id, &claim.requested_by);
     let (work, mut step) = match kinds::parse::<W>(&claim.work, claim.step.as_ref()) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -86,6 +86,7 @@ pub(crate) async fn drive<W: Work>(world: &World, saver: &Saver, claim: &Claim) 
                 let outcome = Outcome::Next { value, percent: progress.percent, words: progress.words };
                 let Some(saved) = hand.save(outcome).await? else { return Ok(()) };
                 hand.crash(place, CrashWhen::AfterSave).await;
+                hand.context.forget_report();
                 (step, cancel, attempts) = (next, saved.cancel_requested, 1);
                 place += 1;
                 (waiting_since, renew_at) = (None, Instant::now() + RENEW_EVERY);
@@ -98,7 +99,7 @@ pub(crate) async fn drive<W: Work>(world: &World, saver: &Saver, claim: &Claim) 
                 tokio::time::sleep(wait.min(RENEW_EVERY)).await;
                 // Here and not only beside the next look, which may be too short for it.
                 if Instant::now() >= renew_at {
-                    let Some(kept) = hand.save(Outcome::Keep).await? else { return Ok(()) };
+                    let Some(kept) = hand.save(hand.keep()).await? else { return Ok(()) };
                     (cancel, renew_at) = (kept.cancel_requested, Instant::now() + RENEW_EVERY);
                 }
             }
@@ -158,6 +159,11 @@ fn used_up(claim: &Claim) -> StepError {
 }
 
 impl<W: Work> Hand<'_, W> {
+    /// The claim is kept, and people see how far a long step has come.
+    fn keep(&self) -> Outcome {
+        Outcome::Keep { percent: self.context.percent() }
+    }
+
     async fn save(&self, outcome: Outcome) -> Result<Option<Applied>, Error> {
         self.saver.save(self.claim, outcome).await
     }
@@ -181,7 +187,7 @@ impl<W: Work> Hand<'_, W> {
             // The step goes on while the renewal is written down.
             let renewal = async {
                 tokio::time::sleep_until(*renew_at).await;
-                self.save(Outcome::Keep).await
+                self.save(self.keep()).await
             };
             let kept = tokio::select! {
                 biased;

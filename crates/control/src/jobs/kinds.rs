@@ -106,7 +106,7 @@ impl<W: Work> Kind for Of<W> {
 }
 
 fn context(job: &Locked) -> Context {
-    Context { job: job.id, requested_by: job.requested_by.clone() }
+    Context::new(job.id, &job.requested_by)
 }
 
 fn read<W: Work>(job: &Locked) -> Result<(W, W::Step), Error> {

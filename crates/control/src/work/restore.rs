@@ -10,11 +10,12 @@ use loomworks_core::durable;
 use loomworks_core::ids::{JobId, SnapshotId, TenantId};
 use loomworks_core::lsn::Lsn;
 use loomworks_postgres::cluster::remove_directory;
-use loomworks_postgres::{Cluster, config, copy, databases, roles};
+use loomworks_postgres::{Cluster, closing, config, copy, databases, roles};
 use loomworks_undo::AI_ROLE_PREFIX;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgConnection;
+use tracing::info;
 
 use super::exchange::{self, Exchange, Turn};
 use super::provision::names;
@@ -23,7 +24,7 @@ use crate::World;
 use crate::access::Permission;
 use crate::credentials::app_roles;
 use crate::db::snapshots::{self, SnapshotType};
-use crate::db::tenants::TenantDatabase;
+use crate::db::tenants::{self, TenantDatabase};
 use crate::error::Error;
 use crate::jobs::runner::nothing;
 use crate::jobs::{self, Context, Progress, Queue, StepError, Then, Work};
@@ -126,10 +127,10 @@ impl Work for Restore {
             )),
             &Step::LayOut { snapshot, times } => {
                 side.remove().await?;
-                world.repository.lay_out(&self.plan.backup, &side.cluster.directory).await?;
+                side.lay_out(world, &self.plan).await?;
                 Ok(Then::Next(Step::Recover { snapshot, times }))
             }
-            &Step::Recover { snapshot, times } => match side.recover(world, &self.plan).await? {
+            &Step::Recover { snapshot, times } => match side.recover().await? {
                 Recovered::Yes => Ok(Then::Next(Step::Check { snapshot, times })),
                 // It runs without fsync: one that was cut off is not trusted, but made anew.
                 Recovered::CutOff => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
@@ -140,8 +141,8 @@ impl Work for Restore {
             },
             &Step::Dump { snapshot, times } => match side.cluster.is_running().await? {
                 true => {
-                    let names = names(world, self.tenant).await?;
-                    copy::dump(&side.cluster, &names.database_name, &side.dump).await?;
+                    let name = self.recovered_name(&side).await?.ok_or_else(|| self.not_there())?;
+                    copy::dump(&side.cluster, &name, &side.dump).await?;
                     Ok(Then::Next(Step::Load { snapshot }))
                 }
                 false => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
@@ -207,17 +208,12 @@ impl Restore {
     /// The tenant existed then, and its tables and indexes are whole.
     async fn check(&self, world: &World, side: &Side) -> Result<(), StepError> {
         let names = names(world, self.tenant).await?;
+        let name = self.recovered_name(side).await?.ok_or_else(|| self.not_there())?;
         let mut recovered = side.cluster.connect("postgres").await?;
-        if databases::oid(&mut recovered, &names.database_name).await?.is_none() {
-            return Err(StepError::permanent(
-                format!("tenant `{}` did not exist at that moment", names.subdomain),
-                "choose a later moment",
-            ));
-        }
-        databases::allow_connections(&mut recovered, vec![names.database_name.clone()]).await?;
+        databases::allow_connections(&mut recovered, vec![name.clone()]).await?;
         // Roles of AI sessions that are over exist on the side only. What they own or were granted goes to the owner,
         // or the copy would not load.
-        let mut inside = side.cluster.connect(&names.database_name).await?;
+        let mut inside = side.cluster.connect(&name).await?;
         for role in roles::beginning_with(&mut inside, AI_ROLE_PREFIX).await? {
             roles::disown(&mut inside, &role, &names.owner_role).await?;
         }
@@ -229,8 +225,20 @@ impl Restore {
             }
         }
         drop(inside);
-        copy::check(&side.cluster, &names.database_name).await?;
+        copy::check(&side.cluster, &name).await?;
         Ok(())
+    }
+
+    /// What the database was called then. Its name may have been given to another one since, its number not.
+    async fn recovered_name(&self, side: &Side) -> Result<Option<String>, StepError> {
+        let mut recovered = side.cluster.connect("postgres").await?;
+        let name = closing::name_of(&mut recovered, i64::from(self.plan.database)).await;
+        Ok(name.map_err(Error::TenantDatabase)?)
+    }
+
+    fn not_there(&self) -> StepError {
+        let message = format!("database {} did not exist at that moment", self.plan.database);
+        StepError::permanent(message, "choose a later moment")
     }
 
     /// Copies the recovered database into the live cluster under a name of its own. Begun anew each time: a copy
@@ -242,15 +250,20 @@ impl Restore {
         databases::drop_database(&mut admin, &name).await?;
         // Closed until all that guards a tenant's database is in place in it.
         databases::ensure_closed(&mut admin, &name).await?;
+        let oid = databases::oid(&mut admin, &name).await?;
+        let oid = oid.ok_or_else(|| Error::Internal(format!("database `{name}` is gone")))?;
+        let candidate = TenantDatabase { oid: i64::from(oid), name: name.clone() };
+        // Noted before it has any of the tenant's data: what is archived of it goes when the tenant does.
+        let mut mgmt = world.db.platform.acquire().await?;
+        tenants::record_found(&mut mgmt, self.tenant, &candidate).await?;
+        drop(mgmt);
         copy::load(&world.cluster, &name, &side.dump, &names.owner_role, loomworks_undo::SCHEMA).await?;
         let mut inside = world.cluster.connect(&name).await?;
         databases::close_public_schema(&mut inside, &names.owner_role).await?;
         loomworks_undo::rehome(&mut inside, &names.owner_role).await.map_err(Error::from)?;
         sqlx::query("ANALYZE").execute(&mut inside).await.map_err(Error::TenantDatabase)?;
         databases::open_to(&mut admin, &name, &names.owner_role).await?;
-        let oid = databases::oid(&mut admin, &name).await?;
-        let oid = oid.ok_or_else(|| Error::Internal(format!("database `{name}` is gone")))?;
-        Ok(TenantDatabase { oid: i64::from(oid), name })
+        Ok(candidate)
     }
 }
 
@@ -326,7 +339,20 @@ impl Side {
         Self { dump: root.join("dump"), begun: root.join("begun"), cluster, root }
     }
 
-    async fn recover(&self, world: &World, plan: &RestorePlan) -> Result<Recovered, StepError> {
+    /// Brings the files and the WAL that it needs, of this database and of what all share.
+    async fn lay_out(&self, world: &World, plan: &RestorePlan) -> Result<(), StepError> {
+        let directory = &self.cluster.directory;
+        let laid = world.repository.lay_out_database(plan, directory, &|_| ()).await?;
+        info!(
+            read_bytes = laid.read_bytes,
+            segments = laid.segments,
+            ended_at = %laid.outcome.end,
+            "laid out what is to be replayed"
+        );
+        Ok(())
+    }
+
+    async fn recover(&self) -> Result<Recovered, StepError> {
         if self.cluster.is_running().await? {
             self.cluster.start().await?;
             return Ok(Recovered::Yes);
@@ -334,23 +360,11 @@ impl Side {
         if self.begun.exists() {
             return Ok(Recovered::CutOff);
         }
-        let restore_command = format!(
-            "{} wal fetch --repository {} %f %p",
-            shell_word(&world.program.to_string_lossy()),
-            shell_word(&world.repository.root().to_string_lossy()),
-        );
-        let target = plan.recovery_target();
-        let settings = config::Recovering {
-            socket_directory: &self.cluster.socket_directory,
-            restore_command: &restore_command,
-            target: &target,
-        };
+        let settings = config::Recovering { socket_directory: &self.cluster.socket_directory };
         self.cluster.configure(&settings.render())?;
         // What `ALTER SYSTEM` set at the source comes with the backup and would win.
         let overrides = self.cluster.directory.join("postgresql.auto.conf");
-        durable::write(&overrides, b"")
-            .map_err(|error| Error::Internal(format!("empty `{}`: {error}", overrides.display())))?;
-        for file in [self.cluster.directory.join("recovery.signal"), self.begun.clone()] {
+        for file in [overrides, self.begun.clone()] {
             durable::write(&file, b"")
                 .map_err(|error| Error::Internal(format!("write `{}`: {error}", file.display())))?;
         }

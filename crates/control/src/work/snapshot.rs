@@ -14,7 +14,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use super::provision::names;
-use crate::World;
+use crate::{World, archive};
 use crate::access::Permission;
 use crate::db::snapshots;
 use crate::error::Error;
@@ -138,14 +138,13 @@ pub(crate) async fn become_ready(
     snapshot: SnapshotId,
     position: Lsn,
 ) -> Result<Option<String>, Error> {
-    let catalog = world.repository.catalog().await?;
-    let plan = match restore::plan(&catalog, Target::Lsn(position), time::now()) {
-        Ok(plan) => plan,
+    let catalog = archive::catalog(world).await?;
+    let backup = match restore::base(&catalog, Target::Lsn(position), time::now()) {
+        Ok(backup) => backup,
         Err(CannotRestore::NoBackup | CannotRestore::NotArchived(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let backup = &plan.backup;
-    if !world.repository.has(backup.timeline, backup.start, position).await? {
+    if !world.repository.has(catalog.timeline, backup.start, position).await? {
         return Ok(None);
     }
     let mut mgmt = world.db.platform.acquire().await?;

@@ -220,7 +220,7 @@ impl Asked {
             .execute(&mut *transaction)
             .await
             .expect("fail");
-        let context = Context { job: self.job, requested_by: "test".into() };
+        let context = Context::new(self.job, "test");
         let work = MigrateFleet { migration: self.migration.id };
         work.give_up(&mut transaction, &context).await.expect("give up");
         transaction.commit().await.expect("commit");

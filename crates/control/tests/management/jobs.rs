@@ -143,7 +143,7 @@ async fn a_worker_that_lost_its_lease_saves_nothing() {
 
     let (error, hint) = ("x".to_owned(), None);
     for outcome in [
-        Outcome::Keep,
+        Outcome::Keep { percent: None },
         next(),
         done(),
         Outcome::Again { error: error.clone(), hint: hint.clone(), seconds: 0.0 },
@@ -154,7 +154,7 @@ async fn a_worker_that_lost_its_lease_saves_nothing() {
         let what = format!("{outcome:?}");
         assert!(!change(&db, &slow, outcome).await, "{what}");
     }
-    assert!(change(&db, &other, Outcome::Keep).await && change(&db, &other, next()).await);
+    assert!(change(&db, &other, Outcome::Keep { percent: None }).await && change(&db, &other, next()).await);
     assert!(change(&db, &other, done()).await);
 }
 

@@ -112,7 +112,7 @@ fn nothing_more_is_made_of_a_tenant_that_is_being_destroyed() {
 }
 
 fn context() -> Context {
-    Context { job: JobId::random(), requested_by: "test".into() }
+    Context::new(JobId::random(), "test")
 }
 
 async fn may_log_in(admin: &mut PgConnection, role: &str) -> bool {

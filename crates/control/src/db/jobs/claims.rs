@@ -99,8 +99,8 @@ pub async fn give_back(pool: &PgPool, node: &str) -> sqlx::Result<()> {
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Outcome {
-    /// The claim is kept for another lease.
-    Keep,
+    /// The claim is kept for another lease, with how far the step has come if that is known.
+    Keep { percent: Option<u8> },
     /// It goes on with this step, which has not been tried yet.
     Next { value: Value, percent: u8, words: &'static str },
     /// It is done, with this result.
@@ -163,7 +163,8 @@ pub async fn apply(connection: &mut PgConnection, changes: &[Change]) -> sqlx::R
                  step = CASE what WHEN 'next' THEN value ELSE step END,
                  steps_done = steps_done + (what = 'next')::int,
                  attempts = CASE what WHEN 'next' THEN 1 WHEN 'back' THEN attempts - 1 ELSE attempts END,
-                 percent = CASE what WHEN 'next' THEN change.percent WHEN 'succeeded' THEN 100 ELSE jobs.percent END,
+                 percent = CASE what WHEN 'next' THEN change.percent WHEN 'succeeded' THEN 100
+                                     WHEN 'keep' THEN coalesce(change.percent, jobs.percent) ELSE jobs.percent END,
                  progress = CASE what WHEN 'next' THEN words WHEN 'succeeded' THEN 'done' WHEN 'failed' THEN 'failed'
                                       WHEN 'cancelled' THEN 'cancelled' ELSE progress END,
                  result = CASE what WHEN 'succeeded' THEN value ELSE result END,
@@ -176,10 +177,11 @@ pub async fn apply(connection: &mut PgConnection, changes: &[Change]) -> sqlx::R
                  finished_at = CASE WHEN what IN ('succeeded', 'failed', 'cancelled') THEN clock_timestamp() END
              FROM change
              WHERE jobs.id = change.id AND jobs.fence = change.fence AND jobs.state = 'running'
-             RETURNING jobs.id, jobs.fence, cancel_requested_at IS NOT NULL AS cancel_requested, what
+             RETURNING jobs.id, jobs.fence, cancel_requested_at IS NOT NULL AS cancel_requested,
+                 what <> 'keep' OR change.percent IS NOT NULL AS seen
          ), told AS (
              SELECT count(pg_notify($3, ids)) FROM (
-                 SELECT string_agg(id::text, ' ') AS ids FROM applied WHERE what <> 'keep') seen
+                 SELECT string_agg(id::text, ' ') AS ids FROM applied WHERE applied.seen) seen
              WHERE ids IS NOT NULL
          )
          SELECT id, fence, cancel_requested FROM applied, told",
