@@ -120,6 +120,16 @@ impl Repository {
         Ok(true)
     }
 
+    /// When the newest WAL of a timeline was stored.
+    pub async fn newest_wal_at(&self, timeline: u32) -> Result<Option<jiff::Timestamp>, RepositoryError> {
+        let known = self.known(timeline).await?;
+        // The object before it, so that it is in the listing itself.
+        let before = known.segments.iter().next_back().and_then(|newest| newest.checked_sub(1));
+        let after = before.map(|number| segment_name(Segment { timeline, number }, self.cluster.segment_bytes));
+        let listed = self.store.list_after(&format!("wal/{timeline:08X}"), after.as_deref()).await?;
+        Ok(listed.into_iter().map(|entry| entry.modified_at).max())
+    }
+
     /// How far the archive of a timeline has come: the end of its newest WAL. Whether all before it is there says
     /// [`Self::has`].
     pub async fn archived_up_to(&self, timeline: u32) -> Result<Option<Lsn>, RepositoryError> {

@@ -223,6 +223,20 @@ impl Keys {
         Ok(false)
     }
 
+    /// The databases that have a key which opens anything.
+    pub(crate) async fn readable(&self) -> Result<Vec<DatabaseOid>, KeyError> {
+        let mut readable = Vec::new();
+        for entry in self.store.list("keys").await? {
+            let oid = entry.name["keys/".len()..].split('-').next().and_then(|oid| oid.parse().ok());
+            if let Some(oid) = oid
+                && self.keeper().load_stored(&entry.name).await?.is_some_and(|stored| stored.wrapped.is_some())
+            {
+                readable.push(oid);
+            }
+        }
+        Ok(readable)
+    }
+
     async fn of_database(&self, oid: DatabaseOid) -> Result<Vec<String>, KeyError> {
         let prefix = format!("keys/{oid}-");
         let all = self.store.list("keys").await?;

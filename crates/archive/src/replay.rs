@@ -1,97 +1,195 @@
-//! Laying out the WAL that a side cluster replays: of what all share and of some databases, up to a moment.
+//! Laying out the WAL that a server replays: of what all share and of some databases, up to a moment.
 //!
 //! Objects are read and opened many at once, ahead of the one place where they are merged in order. What is written is
-//! complete before the server starts: it finds its WAL in `pg_wal` and runs no program to get it.
+//! complete before the server starts: it finds its WAL in a directory and runs no program that opens a repository.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc;
 
 use futures_util::{StreamExt, TryStreamExt};
-use loomworks_core::lsn::{Lsn, Segment};
+use loomworks_core::lsn::Lsn;
 
-use crate::backup::Backup;
 use crate::keys::{DatabaseOid, Found, SHARED};
 use crate::lineage::Lineage;
 use crate::range::{Header, Opened};
 use crate::repository::{Repository, RepositoryError, blocking, file_error};
-use crate::wal::{self, Outcome, Until};
+use crate::wal::{Outcome, SelectError, Selection, SparseSegment, Until};
 
 /// Objects that are read ahead.
 const READ_AHEAD: usize = 16;
 
-/// Streams of one object.
-struct Streams {
-    header: Header,
-    shared: Vec<u8>,
-    kept: Vec<Vec<u8>>,
+/// What is to be laid out.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// Where the server begins to read: the start of its base backup.
+    pub from: Lsn,
+    /// The first transaction id that was not given out then.
+    pub next_xid: u64,
+    pub lineage: Lineage,
+    /// Beside what all share.
+    pub databases: BTreeSet<DatabaseOid>,
+    pub until: Until,
 }
 
 /// What was laid out.
 #[derive(Clone, Debug)]
 pub struct Replayable {
     pub outcome: Outcome,
-    /// Bytes read of the repository's objects, as stored.
-    pub read_bytes: u64,
+    /// Bytes of streams that were read and put in their places.
+    pub stream_bytes: u64,
     pub segments: u64,
 }
 
-/// Which databases' records are kept.
-#[derive(Clone, Debug)]
-pub enum Kept {
-    /// All that can be read: for the recovery of a whole cluster.
-    All,
-    Only(Vec<DatabaseOid>),
+/// Streams of one object.
+struct Streams {
+    name: String,
+    header: Header,
+    shared: Vec<u8>,
+    kept: Vec<Vec<u8>>,
 }
 
 impl Repository {
-    /// Writes into `pg_wal` what a server that was laid out from `backup` must replay.
+    /// Writes into `directory`, which exists, the segments that a server must replay. `progress` is told of objects that
+    /// are behind it and of how many there are.
     pub async fn lay_out_wal(
         &self,
-        backup: &Backup,
-        lineage: &Lineage,
-        kept: &Kept,
-        until: Until,
-        pg_wal: &Path,
+        replay: &Replay,
+        directory: &Path,
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Replayable, RepositoryError> {
-        let to = match until {
+        let mut replay = replay.clone();
+        loop {
+            match self.try_to_lay_out(&replay, directory, progress).await? {
+                Laid::Out(replayable) => return Ok(replayable),
+                // A database that was made as a copy of another's files needs those too.
+                Laid::Needs(oid) => drop(replay.databases.insert(oid)),
+            }
+        }
+    }
+
+    async fn try_to_lay_out(
+        &self,
+        replay: &Replay,
+        directory: &Path,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<Laid, RepositoryError> {
+        let to = match replay.until {
             Until::Before(lsn) => Some(lsn),
             Until::Time(_) | Until::End => None,
         };
-        let names = self.objects(lineage, backup.start, to).await?;
+        let names = self.objects(&replay.lineage, replay.from, to).await?;
         let total = names.len() as u64;
-        let (sender, receiver) = std::sync::mpsc::sync_channel::<Streams>(READ_AHEAD);
-        let mut merging = Merging::new(self, backup, lineage, kept, until, pg_wal);
-        let merged = tokio::task::spawn_blocking(move || {
-            for streams in receiver {
-                if merging.take(&streams)? {
-                    break;
-                }
-            }
-            merging.finish()
-        });
-        let mut read_bytes = 0;
+        let (sender, receiver) = mpsc::sync_channel(READ_AHEAD);
+        let mut merging = Merging::new(replay, directory, self.cluster.segment_bytes);
+        let merged = tokio::task::spawn_blocking(move || merging.run(&receiver));
         let mut read = futures_util::stream::iter(names)
-            .map(|name| self.read_streams(name, lineage, kept))
+            .map(|name| self.read_streams(name, replay))
             .buffered(READ_AHEAD);
         let mut done = 0;
-        while let Some((streams, bytes)) = read.try_next().await? {
-            read_bytes += bytes;
+        while let Some(streams) = read.try_next().await? {
             done += 1;
             progress(done, total);
-            // The other end is gone: it has reached the moment, or failed.
             let sender = sender.clone();
+            // The other end is gone: it has reached the moment, or failed.
             if blocking(move || sender.send(streams)).await.is_err() {
                 break;
             }
         }
         drop((sender, read));
-        let (outcome, segments) = match merged.await {
-            Ok(merged) => merged?,
+        match merged.await {
+            Ok(merged) => merged,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
-        Ok(Replayable { outcome, read_bytes, segments })
+        }
+    }
+
+    /// The streams that are kept of one object.
+    async fn read_streams(&self, name: String, replay: &Replay) -> Result<Streams, RepositoryError> {
+        let opened = Opened::read(self, &name).await?;
+        let opened = opened.ok_or_else(|| RepositoryError::Gone { name: name.clone() })?;
+        let shared = opened.stream(self, SHARED, self.keys.shared()).await?;
+        let shared = shared.ok_or_else(|| RepositoryError::damaged(&name, "it has no stream of what all share"))?;
+        let mut kept = Vec::new();
+        for oid in opened.header.databases().filter(|oid| replay.databases.contains(oid)) {
+            let Found::Key(key) = self.keys.find(oid, &replay.lineage).await? else {
+                return Err(RepositoryError::damaged(&name, format!("the key of database {oid} was deleted")));
+            };
+            kept.extend(opened.stream(self, oid, &key).await?);
+        }
+        Ok(Streams { name, header: opened.header, shared, kept })
+    }
+
+    /// The databases whose records can be read: all but those whose keys were deleted.
+    pub async fn readable_databases(&self) -> Result<BTreeSet<DatabaseOid>, RepositoryError> {
+        // Those of the installation itself share the cluster's key.
+        let mut databases = BTreeSet::from([1, 4, 5]);
+        databases.extend(self.keys.readable().await?);
+        Ok(databases)
+    }
+}
+
+enum Laid {
+    Out(Replayable),
+    Needs(DatabaseOid),
+}
+
+/// Merges streams in order and writes segments.
+struct Merging {
+    replay: Replay,
+    directory: PathBuf,
+    segment_bytes: u64,
+    stream_bytes: u64,
+    segments: u64,
+}
+
+impl Merging {
+    fn new(replay: &Replay, directory: &Path, segment_bytes: u64) -> Self {
+        let (replay, directory) = (replay.clone(), directory.to_owned());
+        Self { replay, directory, segment_bytes, stream_bytes: 0, segments: 0 }
+    }
+
+    fn run(&mut self, receiver: &mpsc::Receiver<Streams>) -> Result<Laid, RepositoryError> {
+        let mut selection: Option<Selection> = None;
+        for Streams { name, header, shared, kept } in receiver {
+            let Replay { from, next_xid, databases, until, .. } = &self.replay;
+            let selection = selection
+                .get_or_insert_with(|| Selection::new(header.geometry, *from, databases, *next_xid, *until));
+            self.stream_bytes += (shared.len() + kept.iter().map(Vec::len).sum::<usize>()) as u64;
+            let kept: Vec<&[u8]> = kept.iter().map(Vec::as_slice).collect();
+            match selection.push(&header.range, &shared, &kept) {
+                Ok(segments) => self.write(&segments)?,
+                Err(SelectError::NeedsDatabase(oid)) => return Ok(Laid::Needs(oid)),
+                Err(error) => return Err(RepositoryError::damaged(&name, error)),
+            }
+            if selection.is_complete() {
+                break;
+            }
+        }
+        let selection = selection.ok_or_else(|| RepositoryError::Gone {
+            name: format!("the WAL at {} of timeline {}", self.replay.from, self.replay.lineage.timeline()),
+        })?;
+        let (segments, outcome) = selection.finish();
+        self.write(&segments)?;
+        let (stream_bytes, segments) = (self.stream_bytes, self.segments);
+        Ok(Laid::Out(Replayable { outcome, stream_bytes, segments }))
+    }
+
+    /// Nothing is flushed: whoever is interrupted lays everything out anew.
+    fn write(&mut self, segments: &[SparseSegment]) -> Result<(), RepositoryError> {
+        for SparseSegment { segment, bytes, runs } in segments {
+            let path = self.directory.join(segment.file_name(self.segment_bytes));
+            let written = File::create(&path).and_then(|file| {
+                file.set_len(self.segment_bytes)?;
+                for run in runs {
+                    file.write_all_at(&bytes[run.start as usize..run.end as usize], run.start.into())?;
+                }
+                Ok(())
+            });
+            written.map_err(file_error("write", &path))?;
+            self.segments += 1;
+        }
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::{Backup, Databases, Progress};
 use crate::keys::{DatabaseOid, SHARED};
-use crate::replay::{Kept, Replayable};
+use crate::replay::{Replay, Replayable};
 use crate::repository::{Repository, RepositoryError};
 use crate::wal::Until;
 
@@ -177,9 +177,14 @@ impl Repository {
         // One that was made since is made again by the WAL.
         let files = plan.databases().into_iter().filter(there).collect();
         self.lay_out(&backup, &Databases::Only(files), into, Sync::Never, progress).await?;
-        let lineage = self.lineage(plan.timeline).await?;
-        let kept = Kept::Only(plan.databases());
-        self.lay_out_wal(&backup, &lineage, &kept, plan.until(), &into.join("pg_wal"), &|_, _| ()).await
+        let replay = Replay {
+            from: backup.start,
+            next_xid: backup.next_xid,
+            lineage: self.lineage(plan.timeline).await?,
+            databases: plan.databases().into_iter().collect(),
+            until: plan.until(),
+        };
+        self.lay_out_wal(&replay, &into.join("pg_wal"), &|_, _| ()).await
     }
 }
 

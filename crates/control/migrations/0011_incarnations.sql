@@ -19,3 +19,8 @@ ALTER TABLE tenant_incarnations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_incarnations FORCE ROW LEVEL SECURITY;
 CREATE POLICY platform ON tenant_incarnations TO loomworks_platform USING (true);
 CREATE POLICY own_tenant ON tenant_incarnations TO loomworks_api USING (tenant_id = (SELECT current_tenant()));
+
+-- A database that was brought back beside the live one, to be looked at for a day.
+ALTER TABLE tenant_databases DROP CONSTRAINT tenant_databases_role_check;
+ALTER TABLE tenant_databases ADD CONSTRAINT tenant_databases_role_check
+    CHECK (role IN ('live', 'former', 'beside', 'dropped'));

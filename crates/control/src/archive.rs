@@ -1,14 +1,24 @@
-//! What the platform asks of its repository.
+//! What the platform asks of its repository, and how the archive stands.
 
-use loomworks_archive::restore::Catalog;
+use jiff::Timestamp;
+use loomworks_archive::restore::{self, Catalog, RestorePlan, Target};
+use loomworks_archive::stream;
+use loomworks_core::lsn::Lsn;
+use loomworks_core::time;
+use loomworks_postgres::receive;
+use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use crate::World;
+use crate::access::{Granted, Operator};
+use crate::db::{snapshots, tenants as rows};
 use crate::error::Error;
+use crate::{restores, tenants};
 
 /// The timeline that the cluster is on.
 pub(crate) async fn timeline(admin: &mut PgConnection) -> Result<u32, Error> {
-    let timeline: i32 = sqlx::query_scalar("SELECT timeline_id FROM pg_control_checkpoint()").fetch_one(admin).await?;
+    let timeline: i32 =
+        sqlx::query_scalar("SELECT timeline_id FROM pg_control_checkpoint()").fetch_one(admin).await?;
     Ok(timeline.cast_unsigned())
 }
 
@@ -18,4 +28,164 @@ pub(crate) async fn catalog(world: &World) -> Result<Catalog, Error> {
     let timeline = timeline(&mut admin).await?;
     drop(admin);
     Ok(world.repository.catalog(timeline).await?)
+}
+
+/// How the archive stands.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ArchiveStatus {
+    /// Where it is.
+    pub repository: String,
+    pub timeline: u32,
+    /// All WAL before this position is in the archive.
+    pub archived_up_to: Option<String>,
+    /// What the server has written ends here.
+    pub written_up_to: String,
+    pub behind_bytes: u64,
+    /// What would be lost if the server were lost now: how old the oldest WAL is, at most, that is not archived.
+    pub recovery_point_seconds: u64,
+    /// The slot by which the archiver receives. Absent: it has never run.
+    pub slot: Option<SlotShown>,
+    pub backups: u64,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub newest_backup_at: Option<Timestamp>,
+    /// The oldest moment that can be restored.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub recoverable_from: Option<Timestamp>,
+    /// What somebody should look at.
+    pub alarms: Vec<String>,
+}
+
+/// A replication slot.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SlotShown {
+    pub active: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// WAL that it keeps back.
+    pub behind_bytes: u64,
+}
+
+/// An archive that is further behind than the specification's `archive_timeout` twice over.
+const BEHIND_SECONDS_MAX: u64 = 600;
+/// A daily backup that is late.
+const BACKUP_HOURS_MAX: i64 = 26;
+
+/// How the archive stands now.
+pub async fn status(world: &World, _: &Operator) -> Result<ArchiveStatus, Error> {
+    look(world).await
+}
+
+/// The same for whoever measures the platform.
+pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
+    let mut admin = world.cluster.connect("postgres").await?;
+    let timeline = timeline(&mut admin).await?;
+    let written: String =
+        sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut admin).await?;
+    drop(admin);
+    let written: Lsn = written.parse().map_err(|error| Error::Internal(format!("{error}")))?;
+    let archived = world.repository.archived_up_to(timeline).await?;
+    let newest = world.repository.newest_wal_at(timeline).await?;
+    let slot = receive::slot(&world.cluster, stream::SLOT).await?;
+    let backups = world.repository.backups().await?;
+    let now = time::now();
+    let behind_bytes = written.0.saturating_sub(archived.unwrap_or_default().0);
+    // What was stored last holds all that was written up to about then.
+    let age = newest.map_or(u64::MAX, |at| now.duration_since(at).as_secs().max(0).cast_unsigned());
+    let recovery_point_seconds = if behind_bytes == 0 { 0 } else { age };
+    let newest_backup_at = backups.last().map(|backup| backup.finished_at);
+    let mut alarms = Vec::new();
+    if recovery_point_seconds > BEHIND_SECONDS_MAX {
+        alarms.push(format!("the archive is {recovery_point_seconds} s behind the server"));
+    }
+    match &slot {
+        Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
+            alarms.push("the archiver's slot has lost WAL; it is made anew when the archiver runs".to_owned());
+        }
+        Some(slot) if !slot.active => alarms.push("the archiver does not receive WAL".to_owned()),
+        _ => {}
+    }
+    match newest_backup_at {
+        None => alarms.push("there is no base backup yet: nothing can be restored".to_owned()),
+        Some(at) if now.duration_since(at).as_hours() > BACKUP_HOURS_MAX => {
+            alarms.push(format!("the newest base backup is of {at}"));
+        }
+        Some(_) => {}
+    }
+    Ok(ArchiveStatus {
+        repository: world.repository.location().to_string(),
+        timeline,
+        archived_up_to: archived.map(|lsn| lsn.to_string()),
+        written_up_to: written.to_string(),
+        behind_bytes,
+        recovery_point_seconds,
+        slot: slot.map(|slot| SlotShown {
+            active: slot.active,
+            wal_status: slot.wal_status,
+            behind_bytes: slot.behind_bytes.max(0).cast_unsigned(),
+        }),
+        backups: backups.len() as u64,
+        newest_backup_at,
+        recoverable_from: backups.first().map(|backup| backup.finished_at),
+        alarms,
+    })
+}
+
+/// The moments to which a tenant can go back.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RecoveryWindow {
+    /// Absent: nothing can be restored yet.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub recoverable_from: Option<Timestamp>,
+    #[schema(value_type = String, format = DateTime)]
+    pub recoverable_until: Timestamp,
+    /// How long a restore to now would take, about.
+    pub estimated_seconds: Option<u64>,
+}
+
+/// To which moments a tenant can go back.
+pub async fn window(world: &World, granted: &Granted) -> Result<RecoveryWindow, Error> {
+    let tenant = tenants::provisioned(world, granted).await?;
+    let now = time::now();
+    let catalog = catalog(world).await?;
+    let kept_since = now - jiff::SignedDuration::from_hours(24 * i64::from(world.policy.retention_days));
+    let oldest = catalog.backups.first().map(|backup| backup.finished_at);
+    let recoverable_from = oldest.map(|at| at.max(kept_since).max(tenant.created_at.to_jiff()));
+    let database = restores::database_at(world, granted, &tenant, Target::Time(now)).await?;
+    let plan = restore::plan(&catalog, database, Target::Time(now), now).ok();
+    let estimated_seconds = match &plan {
+        Some(plan) => Some(estimate(world, granted, plan).await?),
+        None => None,
+    };
+    Ok(RecoveryWindow { recoverable_from, recoverable_until: now, estimated_seconds })
+}
+
+/// What a restore takes whatever its size: a snapshot, the start of a server, the exchange. Seconds.
+const FIXED_SECONDS: u64 = 3;
+/// Bytes a second, on two cores: files are brought back; WAL is looked through, mostly passed over; a database is dumped
+/// and loaded.
+const FILES_RATE: u64 = 150 << 20;
+const WAL_RATE: u64 = 500 << 20;
+const COPY_RATE: u64 = 40 << 20;
+
+/// How long a restore would take, in seconds, about.
+pub async fn estimate(world: &World, granted: &Granted, plan: &RestorePlan) -> Result<u64, Error> {
+    let mut scoped = granted.begin(&world.db).await?;
+    let newest = snapshots::newest_ready(&mut scoped, granted.tenant()).await?;
+    let database = newest.and_then(|snapshot| snapshot.size_bytes).unwrap_or(0).max(0).cast_unsigned();
+    let database = database.max(plan.backup.size_bytes);
+    Ok(FIXED_SECONDS
+        + plan.backup.size_bytes / FILES_RATE
+        + plan.wal_bytes / WAL_RATE
+        + database / COPY_RATE)
+}
+
+/// Refuses a moment that is out of what is kept for the tenant.
+pub(crate) fn check_kept(world: &World, tenant: &rows::Tenant, asked: Timestamp) -> Result<(), Error> {
+    let days = i64::from(world.policy.retention_days);
+    let oldest = time::now() - jiff::SignedDuration::from_hours(24 * days);
+    if asked >= oldest {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("tenant `{}` can go back {days} days", tenant.subdomain))
+        .with_hint(format!("recoverable from {oldest}")))
 }

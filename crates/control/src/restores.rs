@@ -57,7 +57,7 @@ async fn plan_for(
 }
 
 /// The database that the tenant was served from then: a restore made another one the live one.
-async fn database_at(
+pub(crate) async fn database_at(
     world: &World,
     granted: &Granted,
     tenant: &rows::Tenant,

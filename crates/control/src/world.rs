@@ -114,11 +114,13 @@ pub struct Policy {
     pub archive_days: u16,
     /// For how many days a tenant is served whose subscription has ended.
     pub grace_days: u16,
+    /// How many days back a tenant can go.
+    pub retention_days: u16,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { archive_days: 30, grace_days: 7 }
+        Self { archive_days: 30, grace_days: 7, retention_days: 30 }
     }
 }
 

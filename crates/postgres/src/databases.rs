@@ -192,6 +192,11 @@ pub async fn allow_connections(connection: &mut PgConnection, names: Vec<String>
     Ok(())
 }
 
+/// Lets sessions in a database begin as ones that only read. It keeps from slips, not from will.
+pub async fn read_only_by_default(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    run(connection, format!("ALTER DATABASE {} SET default_transaction_read_only = on", ident(name))).await
+}
+
 /// Ends all connections to a database and waits until they are gone.
 ///
 /// All are told at once and then looked for: `pg_terminate_backend` with a timeout would wait a tenth of a second for

@@ -354,7 +354,7 @@ pub async fn databases_to_drop(
     connection: &mut PgConnection,
 ) -> sqlx::Result<Vec<(TenantId, TenantDatabase)>> {
     let rows: Vec<(Uuid, i64, String)> = sqlx::query_as(
-        "SELECT tenant_id, oid, name FROM tenant_databases WHERE role = 'former' AND drop_after < now()
+        "SELECT tenant_id, oid, name FROM tenant_databases WHERE role IN ('former', 'beside') AND drop_after < now()
          ORDER BY drop_after LIMIT 10",
     )
     .fetch_all(connection)
@@ -366,7 +366,7 @@ pub async fn databases_to_drop(
 pub async fn is_to_be_dropped(connection: &mut PgConnection, id: TenantId, oid: i64) -> sqlx::Result<bool> {
     sqlx::query_scalar(
         "SELECT EXISTS (SELECT FROM tenant_databases
-         WHERE tenant_id = $1 AND oid = $2 AND role = 'former' AND drop_after < now())",
+         WHERE tenant_id = $1 AND oid = $2 AND role IN ('former', 'beside') AND drop_after < now())",
     )
     .bind(id.0)
     .bind(oid)
@@ -377,7 +377,8 @@ pub async fn is_to_be_dropped(connection: &mut PgConnection, id: TenantId, oid: 
 /// Notes that a former database is there no more. `Ok(false)`: that is noted already.
 pub async fn record_dropped(connection: &mut PgConnection, id: TenantId, oid: i64) -> sqlx::Result<bool> {
     sqlx::query(
-        "UPDATE tenant_databases SET role = 'dropped' WHERE tenant_id = $1 AND oid = $2 AND role = 'former'",
+        "UPDATE tenant_databases SET role = 'dropped'
+         WHERE tenant_id = $1 AND oid = $2 AND role IN ('former', 'beside')",
     )
     .bind(id.0)
     .bind(oid)
@@ -392,6 +393,25 @@ pub async fn databases(connection: &mut PgConnection, id: TenantId) -> sqlx::Res
         .bind(id.0)
         .fetch_all(connection)
         .await
+}
+
+/// Notes a database that lies beside the live one for a day, to be looked at.
+pub async fn record_beside(
+    connection: &mut PgConnection,
+    id: TenantId,
+    database: &TenantDatabase,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO tenant_databases (tenant_id, oid, name, role, drop_after)
+         VALUES ($1, $2, $3, 'beside', now() + interval '1 day')
+         ON CONFLICT (tenant_id, oid) DO UPDATE SET role = 'beside', drop_after = excluded.drop_after",
+    )
+    .bind(id.0)
+    .bind(database.oid)
+    .bind(&database.name)
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 /// Notes a database of a tenant that is about to be dropped, if it was not known.

@@ -36,6 +36,12 @@ const RECOVERIES_MAX: u8 = 5;
 pub struct Restore {
     pub tenant: TenantId,
     pub plan: RestorePlan,
+    /// Whose database is brought back, if it is not the tenant's own: it then becomes a copy of another one.
+    #[serde(default)]
+    pub source: Option<TenantId>,
+    /// Nothing is exchanged: what was brought back lies beside, for a day, to be looked at.
+    #[serde(default)]
+    pub look: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +76,16 @@ pub enum Step {
         snapshot: SnapshotId,
         exchange: Exchange,
     },
+    /// What was brought back is opened for reading only.
+    Show {
+        snapshot: SnapshotId,
+        database: TenantDatabase,
+    },
     CleanUp {
         snapshot: SnapshotId,
         former_database: String,
+        #[serde(default)]
+        shown: bool,
     },
 }
 
@@ -103,6 +116,7 @@ impl Work for Restore {
             Step::Dump { .. } => (70, "reading the recovered database"),
             Step::Load { .. } => (78, "writing the recovered database"),
             Step::Exchange { exchange, .. } => return exchange.progress(),
+            Step::Show { .. } => (96, "opening it for reading"),
             Step::CleanUp { .. } => (98, "removing the side cluster"),
         };
         Progress { percent, words }
@@ -149,6 +163,9 @@ impl Work for Restore {
             },
             &Step::Load { snapshot } => {
                 let candidate = self.load(world, context.job, &side).await?;
+                if self.look {
+                    return Ok(Then::Next(Step::Show { snapshot, database: candidate }));
+                }
                 Ok(Then::Next(Step::Exchange { snapshot, exchange: Exchange::Hold { candidate } }))
             }
             Step::Exchange { snapshot, exchange } => {
@@ -159,13 +176,24 @@ impl Work for Restore {
                     Turn::Done(result) => {
                         let former_database =
                             result["former_database"].as_str().unwrap_or_default().to_owned();
-                        Then::Next(Step::CleanUp { snapshot, former_database })
+                        Then::Next(Step::CleanUp { snapshot, former_database, shown: false })
                     }
                 })
             }
-            Step::CleanUp { snapshot, former_database } => {
+            Step::Show { snapshot, database } => {
+                let mut admin = world.cluster.connect("postgres").await?;
+                databases::read_only_by_default(&mut admin, &database.name).await?;
+                let mut mgmt = world.db.platform.acquire().await?;
+                tenants::record_beside(&mut mgmt, self.tenant, database).await?;
+                let (snapshot, former_database) = (*snapshot, database.name.clone());
+                Ok(Then::Next(Step::CleanUp { snapshot, former_database, shown: true }))
+            }
+            Step::CleanUp { snapshot, former_database, shown } => {
                 side.remove().await?;
-                Ok(Then::Done(json!({ "former_database": former_database, "snapshot_before": snapshot })))
+                Ok(Then::Done(match shown {
+                    true => json!({ "database": former_database, "kept_for_hours": 24 }),
+                    false => json!({ "former_database": former_database, "snapshot_before": snapshot }),
+                }))
             }
         }
     }
@@ -181,7 +209,7 @@ impl Work for Restore {
     fn can_cancel(step: &Step) -> bool {
         match step {
             Step::Exchange { exchange, .. } => exchange.can_cancel(),
-            Step::CleanUp { .. } => false,
+            Step::Show { .. } | Step::CleanUp { .. } => false,
             _ => true,
         }
     }
@@ -207,7 +235,7 @@ impl Restore {
 
     /// The tenant existed then, and its tables and indexes are whole.
     async fn check(&self, world: &World, side: &Side) -> Result<(), StepError> {
-        let names = names(world, self.tenant).await?;
+        let source = names(world, self.source.unwrap_or(self.tenant)).await?;
         let name = self.recovered_name(side).await?.ok_or_else(|| self.not_there())?;
         let mut recovered = side.cluster.connect("postgres").await?;
         databases::allow_connections(&mut recovered, vec![name.clone()]).await?;
@@ -215,13 +243,13 @@ impl Restore {
         // or the copy would not load.
         let mut inside = side.cluster.connect(&name).await?;
         for role in roles::beginning_with(&mut inside, AI_ROLE_PREFIX).await? {
-            roles::disown(&mut inside, &role, &names.owner_role).await?;
+            roles::disown(&mut inside, &role, &source.owner_role).await?;
         }
         // The copy's rows are written as the owner, so all tables must be the owner's.
         // Which of the app's two roles there were at that moment is not told by the one that is in use now.
-        for role in app_roles(&names.app_role) {
+        for role in app_roles(&source.app_role) {
             if roles::exists(&mut inside, &role).await? {
-                roles::reassign_owned(&mut inside, &role, &names.owner_role).await?;
+                roles::reassign_owned(&mut inside, &role, &source.owner_role).await?;
             }
         }
         drop(inside);
