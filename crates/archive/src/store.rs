@@ -94,7 +94,8 @@ impl StoreError {
         match self {
             Self::Location { .. } => Some("give a directory or `s3://bucket/prefix`"),
             Self::Object { source, .. } => match source {
-                object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                object_store::Error::PermissionDenied { .. }
+                | object_store::Error::Unauthenticated { .. } => {
                     Some("the store's credentials must allow to read, write, list and delete")
                 }
                 _ => None,
@@ -181,7 +182,9 @@ impl Store {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.objects.put_opts(&self.path(name)?, PutPayload::from_bytes(content), options).await {
             Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                Ok(false)
+            }
             Err(source) => Err(StoreError::Object { what: "write", name: name.to_owned(), source }),
         }
     }
@@ -189,7 +192,11 @@ impl Store {
     /// Writes an object, in place of one that is there.
     pub async fn replace(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
         let written = self.objects.put(&self.path(name)?, PutPayload::from_bytes(content)).await;
-        written.map(drop).map_err(|source| StoreError::Object { what: "write", name: name.to_owned(), source })
+        written.map(drop).map_err(|source| StoreError::Object {
+            what: "write",
+            name: name.to_owned(),
+            source,
+        })
     }
 
     /// Reads an object. `None`: there is none.
@@ -251,10 +258,12 @@ impl Store {
     pub async fn names(&self, below: &str) -> Result<Vec<String>, StoreError> {
         let prefix = self.path(below)?;
         let found = self.objects.list_with_delimiter(Some(&prefix)).await;
-        let found = found.map_err(|source| StoreError::Object { what: "list", name: below.to_owned(), source })?;
+        let found =
+            found.map_err(|source| StoreError::Object { what: "list", name: below.to_owned(), source })?;
         let objects = found.objects.into_iter().map(|meta| meta.location);
         let last = |path: ObjectPath| path.filename().map(str::to_owned);
-        let mut names: Vec<String> = found.common_prefixes.into_iter().chain(objects).filter_map(last).collect();
+        let mut names: Vec<String> =
+            found.common_prefixes.into_iter().chain(objects).filter_map(last).collect();
         names.sort_unstable();
         Ok(names)
     }

@@ -47,7 +47,8 @@ pub async fn probe(store: &Store) -> Result<(), Unfit> {
 async fn judge(store: &Store, name: &str) -> Result<(), Unfit> {
     const WRITERS: u8 = 8;
     let content = |writer: u8| Bytes::from(vec![writer; 64]);
-    let races = (0..WRITERS).map(|writer| async move { (writer, store.put_new(name, content(writer)).await) });
+    let races =
+        (0..WRITERS).map(|writer| async move { (writer, store.put_new(name, content(writer)).await) });
     let mut winners = Vec::new();
     for (writer, won) in futures_util::future::join_all(races).await {
         if won? {
