@@ -13,16 +13,10 @@ cd "$(dirname "$0")/.."
 
 case ${1:-} in -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 seconds=${1:-90}
-install_python
+python_with api-check scripts/api-check.txt
 
 root=$PWD
 tools=$root/target/api-check
-if [ ! -x "$tools/bin/st" ] || ! cmp -s scripts/api-check.txt "$tools/installed.txt"; then
-    say "installing the API's linter and tester"
-    python3 -m venv "$tools"
-    "$tools/bin/pip" --quiet --disable-pip-version-check install --requirement scripts/api-check.txt
-    cp scripts/api-check.txt "$tools/installed.txt"
-fi
 
 work=$(mktemp -d /tmp/lwa-XXXXXX)
 chmod 755 "$work"

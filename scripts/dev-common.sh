@@ -58,6 +58,24 @@ install_python() {
     DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y -qq --no-install-recommends python3-venv >/dev/null
 }
 
+# A Python with the packages that a file names, in target/NAME. Test programs that run side by side may all ask for it.
+python_with() {
+    local tools=target/$1 packages=$2
+    mkdir -p target
+    (
+        flock 9
+        [ ! -x "$tools/bin/python" ] || ! cmp -s "$packages" "$tools/installed.txt" || exit 0
+        install_python
+        say "installing $(tr '\n' ' ' <"$packages")"
+        python3 -m venv "$tools"
+        "$tools/bin/pip" --quiet --disable-pip-version-check install --requirement "$packages"
+        cp "$packages" "$tools/installed.txt"
+    ) 9>"$tools.lock"
+}
+
+# A server that speaks S3, for tests.
+install_s3() { python_with s3 scripts/s3.txt; }
+
 # PostgreSQL refuses to run as root: for root the platform runs as this user, whom the package has made.
 service_user=postgres
 

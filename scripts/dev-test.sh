@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 
 case ${1:-} in -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 install_missing
+install_s3
 if [ $# -gt 0 ]; then
     cargo build --quiet --locked --workspace
     exec cargo test --locked --workspace -- "$@"

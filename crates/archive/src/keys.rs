@@ -70,11 +70,13 @@ impl KeyError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Store(error) => error.hint(),
-            Self::Provider { source: ProviderError::OtherKey, .. } => {
-                Some("give the master key that the repository was written with, see docs/operate/key-management.md")
-            }
+            Self::Provider { source: ProviderError::OtherKey, .. } => Some(
+                "give the master key that the repository was written with, see docs/operate/key-management.md",
+            ),
             Self::Provider { .. } => None,
-            Self::Damaged(_) | Self::Missing(_) => Some("bring the object back from a copy of the repository"),
+            Self::Damaged(_) | Self::Missing(_) => {
+                Some("bring the object back from a copy of the repository")
+            }
         }
     }
 }
@@ -129,7 +131,9 @@ impl Keys {
         let keeper = Keeper { store, provider: &*provider, repository };
         let shared = match keeper.load(SHARED_KEY).await? {
             Some((_, Some(key))) => key,
-            None if make => keeper.make(SHARED_KEY, Lsn(0)).await?.ok_or_else(|| KeyError::Missing(SHARED_KEY.into()))?,
+            None if make => {
+                keeper.make(SHARED_KEY, Lsn(0)).await?.ok_or_else(|| KeyError::Missing(SHARED_KEY.into()))?
+            }
             _ => return Err(KeyError::Missing(SHARED_KEY.into())),
         };
         let known = Arc::default();
@@ -251,7 +255,9 @@ impl Keys {
                 let wrapped = self.keeper().wrap(&entry.name, stored.id, &key).await?;
                 // Looked at again as late as can be: a deletion must win.
                 if self.keeper().load_stored(&entry.name).await?.is_some_and(|now| now.wrapped.is_some()) {
-                    self.store.replace(&entry.name, json(&Stored { wrapped: Some(wrapped), ..stored })).await?;
+                    self.store
+                        .replace(&entry.name, json(&Stored { wrapped: Some(wrapped), ..stored }))
+                        .await?;
                     rewrapped += 1;
                 }
             }
@@ -374,10 +380,8 @@ mod tests {
         let lineage = Lineage::first(1);
         assert!(matches!(keys.find(OID, &lineage).await.unwrap(), Found::None));
         let other = Keys::open(&store, provider, Uuid::nil(), false).await.unwrap();
-        let (a, b) = tokio::join!(
-            keys.find_or_make(OID, &lineage, Lsn(5)),
-            other.find_or_make(OID, &lineage, Lsn(5))
-        );
+        let (a, b) =
+            tokio::join!(keys.find_or_make(OID, &lineage, Lsn(5)), other.find_or_make(OID, &lineage, Lsn(5)));
         assert_eq!(a.unwrap().bytes(), b.unwrap().bytes());
         assert_ne!(bytes(keys.find(OID, &lineage).await.unwrap()), keys.shared().bytes());
         assert_eq!(bytes(keys.find(5, &lineage).await.unwrap()), keys.shared().bytes(), "`postgres` shares");
@@ -413,7 +417,11 @@ mod tests {
         let (first, later) = (Lineage::first(1), Lineage::from_history(2, "1\t0/100\tx").unwrap());
         let before = keys.find_or_make(OID, &first, Lsn(0x50)).await.unwrap();
         let lost = keys.find_or_make(OID + 1, &first, Lsn(0x150)).await.unwrap();
-        assert_eq!(bytes(keys.find(OID, &later).await.unwrap()), before.bytes(), "it was there at the branch");
+        assert_eq!(
+            bytes(keys.find(OID, &later).await.unwrap()),
+            before.bytes(),
+            "it was there at the branch"
+        );
         assert!(matches!(keys.find(OID + 1, &later).await.unwrap(), Found::None));
         let new = keys.find_or_make(OID + 1, &later, Lsn(0x120)).await.unwrap();
         assert_ne!(new.bytes(), lost.bytes());
@@ -422,7 +430,8 @@ mod tests {
     #[tokio::test]
     async fn another_master_key_opens_nothing() {
         let (_dir, store, _provider, keys) = keys().await;
-        let error = Keys::open(&store, Arc::new(PassingProvider::default()), Uuid::nil(), false).await.unwrap_err();
+        let error =
+            Keys::open(&store, Arc::new(PassingProvider::default()), Uuid::nil(), false).await.unwrap_err();
         assert!(matches!(error, KeyError::Provider { source: ProviderError::OtherKey, .. }), "{error}");
         assert!(error.hint().is_some());
         let error = Keys::open(&store, keys.provider.clone(), Uuid::max(), false).await.unwrap_err();

@@ -25,7 +25,9 @@ impl Lineage {
             let mut fields = line.split_whitespace();
             let parent: u32 = fields.next()?.parse().ok()?;
             let end: Lsn = fields.next()?.parse().ok()?;
-            if parent >= timeline || ancestors.last().is_some_and(|&(before, at)| before >= parent || at > end) {
+            if parent >= timeline
+                || ancestors.last().is_some_and(|&(before, at)| before >= parent || at > end)
+            {
                 return None;
             }
             ancestors.push((parent, end));
@@ -60,7 +62,8 @@ mod tests {
 
     #[test]
     fn a_history_is_read_newest_first() {
-        let history = "1\t0/3000148\tno recovery target specified\n\n# a comment\n2\t0/5000000\tbefore 2026\n";
+        let history =
+            "1\t0/3000148\tno recovery target specified\n\n# a comment\n2\t0/5000000\tbefore 2026\n";
         let lineage = Lineage::from_history(4, history).unwrap();
         let all: Vec<_> = lineage.timelines().collect();
         assert_eq!(all, [(4, Lsn(u64::MAX)), (2, Lsn(0x500_0000)), (1, Lsn(0x300_0148))]);
@@ -71,7 +74,7 @@ mod tests {
         let lineage = Lineage::from_history(3, "1\t0/3000148\tx\n2\t0/5000000\tx\n").unwrap();
         let of = |number| lineage.of_segment(number, 16 << 20);
         assert_eq!((1..=2).map(of).collect::<Vec<_>>(), [1, 1]);
-        assert_eq!(of(3) , 2, "the segment in which timeline 2 began");
+        assert_eq!(of(3), 2, "the segment in which timeline 2 began");
         assert_eq!(of(4), 2);
         assert_eq!(of(5), 3, "it left timeline 2 where segment 5 begins");
         assert_eq!(Lineage::first(7).of_segment(99, 1 << 20), 7);

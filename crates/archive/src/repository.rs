@@ -75,7 +75,9 @@ impl RepositoryError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Missing(_) => Some("`loomworks serve` makes one when it starts"),
-            Self::Version(..) => Some("use the version of loomworks that wrote it, or set it aside and begin a new one"),
+            Self::Version(..) => {
+                Some("use the version of loomworks that wrote it, or set it aside and begin a new one")
+            }
             Self::OtherCluster { .. } => Some("each cluster needs a repository of its own"),
             Self::Store(error) => error.hint(),
             Self::Key(error) => error.hint(),
@@ -250,7 +252,9 @@ mod tests {
         assert!(matches!(open().await.unwrap_err(), RepositoryError::Damaged { .. }));
         for version in [1, 3] {
             store.replace(IDENTITY, format!("{{\"version\": {version}}}").into()).await.unwrap();
-            assert!(matches!(open().await.unwrap_err(), RepositoryError::Version(_, found) if found == version));
+            assert!(
+                matches!(open().await.unwrap_err(), RepositoryError::Version(_, found) if found == version)
+            );
         }
     }
 }

@@ -4,6 +4,7 @@
 //! makes other objects count is written with [`Store::put_new`], which of several writers lets exactly one win;
 //! [`probe`] proves that a store honours that.
 
+mod bucket;
 pub mod probe;
 
 use std::collections::BTreeMap;
@@ -11,15 +12,19 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use loomworks_core::{ExposeSecret, SecretString, durable};
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use loomworks_core::{SecretString, durable};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, PutResult,
+};
+
+pub use bucket::Bucket;
 
 /// Where a repository is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,24 +32,6 @@ pub enum Location {
     Directory(PathBuf),
     Bucket(Bucket),
 }
-
-/// A bucket of a service that speaks S3, and the prefix below which the repository's objects are.
-#[derive(Clone, Debug)]
-pub struct Bucket {
-    pub name: String,
-    pub prefix: String,
-    /// The service's own settings, by the names that it is usually configured with: `aws_endpoint`, `aws_region`,
-    /// `aws_access_key_id`, `aws_secret_access_key`, `aws_allow_http` and the like.
-    pub options: BTreeMap<String, SecretString>,
-}
-
-impl PartialEq for Bucket {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.name, &self.prefix) == (&other.name, &other.prefix)
-    }
-}
-
-impl Eq for Bucket {}
 
 impl Location {
     /// Reads `s3://bucket/prefix`, `file:///directory` or a directory's path.
@@ -93,12 +80,7 @@ impl StoreError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Location { .. } => Some("give a directory or `s3://bucket/prefix`"),
-            Self::Object { source, .. } => match source {
-                object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                    Some("the store's credentials must allow to read, write, list and delete")
-                }
-                _ => None,
-            },
+            Self::Object { source, .. } => bucket::hint(source),
             Self::Name(_) => None,
         }
     }
@@ -128,7 +110,7 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store. A directory is made if it is missing.
+    /// Opens the store. A directory is made if it is missing; a bucket is asked nothing yet.
     pub fn open(location: &Location) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Object { what: "open", name: location.to_string(), source };
         match location {
@@ -140,13 +122,7 @@ impl Store {
                 Ok(Self::of(Arc::new(objects), "", location.clone()))
             }
             Location::Bucket(bucket) => {
-                let mut builder = AmazonS3Builder::new()
-                    .with_bucket_name(&bucket.name)
-                    .with_conditional_put(S3ConditionalPut::ETagMatch);
-                for (name, value) in &bucket.options {
-                    builder = builder.with_config(name.parse().map_err(failed)?, value.expose_secret());
-                }
-                Ok(Self::of(Arc::new(builder.build().map_err(failed)?), &bucket.prefix, location.clone()))
+                Ok(Self::of(Arc::new(bucket.open().map_err(failed)?), &bucket.prefix, location.clone()))
             }
         }
     }
@@ -176,20 +152,42 @@ impl Store {
         Ok(self.prefix.parts().chain(relative.parts()).collect())
     }
 
-    /// Writes an object unless there is one of that name. `Ok(false)`: there was, and nothing was changed.
+    /// Writes an object unless there is one of that name. `Ok(false)`: there was, and nothing was changed. It may be our
+    /// own: a store's answer can be lost.
     pub async fn put_new(&self, name: &str, content: Bytes) -> Result<bool, StoreError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.objects.put_opts(&self.path(name)?, PutPayload::from_bytes(content), options).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(source) => Err(StoreError::Object { what: "write", name: name.to_owned(), source }),
+        Ok(self.write_new(name, content).await?.is_some())
+    }
+
+    async fn write_new(&self, name: &str, content: Bytes) -> Result<Option<PutResult>, StoreError> {
+        let path = self.path(name)?;
+        let failed = |source| StoreError::Object { what: "write", name: name.to_owned(), source };
+        let mut pauses = [50, 100, 200].map(Duration::from_millis).into_iter();
+        loop {
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            match self.objects.put_opts(&path, content.clone().into(), options).await {
+                Ok(written) => return Ok(Some(written)),
+                Err(error) if tells_of_one(&error) => return Ok(None),
+                // It met another request for the same name, which may have been a removal.
+                Err(error @ object_store::Error::AlreadyExists { .. }) => {
+                    if self.size(name).await?.is_some() {
+                        return Ok(None);
+                    }
+                    let pause = pauses.next().ok_or_else(|| failed(error))?;
+                    tokio::time::sleep(pause).await;
+                }
+                Err(source) => return Err(failed(source)),
+            }
         }
     }
 
     /// Writes an object, in place of one that is there.
     pub async fn replace(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
         let written = self.objects.put(&self.path(name)?, PutPayload::from_bytes(content)).await;
-        written.map(drop).map_err(|source| StoreError::Object { what: "write", name: name.to_owned(), source })
+        written.map(drop).map_err(|source| StoreError::Object {
+            what: "write",
+            name: name.to_owned(),
+            source,
+        })
     }
 
     /// Reads an object. `None`: there is none.
@@ -251,10 +249,12 @@ impl Store {
     pub async fn names(&self, below: &str) -> Result<Vec<String>, StoreError> {
         let prefix = self.path(below)?;
         let found = self.objects.list_with_delimiter(Some(&prefix)).await;
-        let found = found.map_err(|source| StoreError::Object { what: "list", name: below.to_owned(), source })?;
+        let found =
+            found.map_err(|source| StoreError::Object { what: "list", name: below.to_owned(), source })?;
         let objects = found.objects.into_iter().map(|meta| meta.location);
         let last = |path: ObjectPath| path.filename().map(str::to_owned);
-        let mut names: Vec<String> = found.common_prefixes.into_iter().chain(objects).filter_map(last).collect();
+        let mut names: Vec<String> =
+            found.common_prefixes.into_iter().chain(objects).filter_map(last).collect();
         names.sort_unstable();
         Ok(names)
     }
@@ -274,6 +274,17 @@ impl Store {
             .buffer_unordered(16)
             .try_collect()
             .await
+    }
+}
+
+/// Whether a write failed because there is an object. S3 answers 412 then; its 409 says only that somebody else is at it.
+fn tells_of_one(error: &object_store::Error) -> bool {
+    match error {
+        object_store::Error::Precondition { .. } => true,
+        object_store::Error::AlreadyExists { source, .. } => {
+            source.is::<object_store::Error>() || source.is::<std::io::Error>()
+        }
+        _ => false,
     }
 }
 

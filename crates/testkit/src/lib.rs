@@ -1,4 +1,5 @@
-//! What tests stand on: a real PostgreSQL server, started once for a test program.
+//! What tests stand on: a real PostgreSQL server, started once for a test program; a Redis, a server that speaks S3, a
+//! store that fails.
 //!
 //! ```ignore
 //! let server = testkit::server().await;
@@ -6,9 +7,12 @@
 //! let mut connection = database.connect().await;
 //! ```
 
+pub mod faulty;
 mod reaper;
 mod redis;
+pub mod s3;
 mod server;
 
 pub use redis::Redis;
+pub use s3::S3;
 pub use server::{Database, Server, free_port, installation, server};

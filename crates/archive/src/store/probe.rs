@@ -1,4 +1,5 @@
-//! Proves that a store lets exactly one of several writers win, which everything that counts relies on.
+//! Proves that a store lets exactly one of several writers win, which everything that counts relies on, and that it gives
+//! back what was written last, which the deletion of a key relies on.
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -18,6 +19,10 @@ pub enum Unfit {
     OtherBytes,
     #[error("the store does not list what was written")]
     NotListed,
+    #[error("the store gives back what was there before it was replaced")]
+    Stale,
+    #[error("the store gives back what was removed")]
+    Keeps,
 }
 
 impl Unfit {
@@ -29,46 +34,76 @@ impl Unfit {
             Self::Replaces | Self::Winners { .. } => {
                 "the store must honour `If-None-Match: *`; use one that does, or a directory"
             }
-            Self::OtherBytes | Self::NotListed => "use a store that is consistent: what was written is read",
+            Self::OtherBytes | Self::NotListed | Self::Stale | Self::Keeps => {
+                "use a store that is consistent: what was written is read"
+            }
         }
     }
 }
 
-/// Writes, races, reads, lists and removes objects below `probe/`.
-pub async fn probe(store: &Store) -> Result<(), Unfit> {
-    let name = format!("probe/{}", Uuid::new_v4().simple());
-    let judged = judge(store, &name).await;
-    // What it has written is of no use to anybody, whatever came of it.
-    let removed = store.delete(&name).await;
-    judged?;
-    Ok(removed?)
+/// What else is worth knowing of a store that is fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// It keeps former versions of objects, so that what was removed or replaced can be had back: a deleted key too.
+    pub keeps_versions: bool,
 }
 
-async fn judge(store: &Store, name: &str) -> Result<(), Unfit> {
+/// Writes, races, replaces, reads, lists and removes objects below `probe/`.
+pub async fn probe(store: &Store) -> Result<Fit, Unfit> {
+    let mut tries = 3;
+    loop {
+        let name = format!("probe/{}", Uuid::new_v4().simple());
+        let judged = judge(store, &name).await;
+        tries -= 1;
+        match judged {
+            Ok(fit) => return Ok(fit),
+            // An answer was lost on the way and the winner told on the second try that there is an object.
+            Err(Unfit::Winners { winners: 0, .. }) if tries > 0 => store.delete(&name).await?,
+            Err(unfit) => {
+                // What it has written is of no use to anybody. That it could not be removed says less than `unfit`.
+                let _ = store.delete(&name).await;
+                return Err(unfit);
+            }
+        }
+    }
+}
+
+async fn judge(store: &Store, name: &str) -> Result<Fit, Unfit> {
     const WRITERS: u8 = 8;
     let content = |writer: u8| Bytes::from(vec![writer; 64]);
-    let races = (0..WRITERS).map(|writer| async move { (writer, store.put_new(name, content(writer)).await) });
+    let races =
+        (0..WRITERS).map(|writer| async move { (writer, store.write_new(name, content(writer)).await) });
     let mut winners = Vec::new();
     for (writer, won) in futures_util::future::join_all(races).await {
-        if won? {
-            winners.push(writer);
-        }
+        winners.extend(won?.map(|written| (writer, written)));
     }
-    let &[winner] = &winners[..] else {
+    let [(winner, written)] = &winners[..] else {
         return Err(Unfit::Winners { writers: WRITERS.into(), winners: winners.len() });
     };
     if store.put_new(name, content(WRITERS)).await? {
         return Err(Unfit::Replaces);
     }
-    if store.get(name).await?.as_deref() != Some(&content(winner)[..])
-        || store.get_range(name, 10..20).await?.as_deref() != Some(&content(winner)[10..20])
-    {
+    let gives = async |content: Bytes| -> Result<bool, StoreError> {
+        let part = content.slice(10..20);
+        Ok(store.get(name).await? == Some(content) && store.get_range(name, 10..20).await? == Some(part))
+    };
+    if !gives(content(*winner)).await? {
         return Err(Unfit::OtherBytes);
     }
-    match store.list("probe").await?.iter().any(|entry| entry.name == name) {
-        true => Ok(()),
-        false => Err(Unfit::NotListed),
+    if !store.list("probe").await?.iter().any(|entry| entry.name == name) {
+        return Err(Unfit::NotListed);
     }
+    store.replace(name, content(WRITERS)).await?;
+    if !gives(content(WRITERS)).await? {
+        return Err(Unfit::Stale);
+    }
+    store.delete(name).await?;
+    if store.get(name).await?.is_some() {
+        return Err(Unfit::Keeps);
+    }
+    // A bucket that keeps none has no version of it, one that has stopped to do so calls it `null`.
+    let keeps_versions = written.version.as_ref().is_some_and(|version| version != "null");
+    Ok(Fit { keeps_versions })
 }
 
 #[cfg(test)]
@@ -80,7 +115,7 @@ mod tests {
     async fn a_directory_is_fit_and_left_clean() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&Location::Directory(dir.path().to_owned())).unwrap();
-        probe(&store).await.unwrap();
+        assert!(!probe(&store).await.unwrap().keeps_versions);
         assert!(store.list("probe").await.unwrap().is_empty());
     }
 }
