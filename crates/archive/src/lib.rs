@@ -8,6 +8,7 @@ mod coverage;
 pub mod keys;
 pub mod lineage;
 mod range;
+pub mod replay;
 pub mod repository;
 pub mod seal;
 pub mod store;

@@ -147,7 +147,7 @@ pub async fn window(world: &World, granted: &Granted) -> Result<RecoveryWindow, 
     let tenant = tenants::provisioned(world, granted).await?;
     let now = time::now();
     let catalog = catalog(world).await?;
-    let kept_since = now - jiff::SignedDuration::from_hours(24 * i64::from(world.policy.retention_days));
+    let kept_since = now - jiff::SignedDuration::from_hours(24 * i64::from(world.policy.recovery_days));
     let oldest = catalog.backups.first().map(|backup| backup.finished_at);
     let recoverable_from = oldest.map(|at| at.max(kept_since).max(tenant.created_at.to_jiff()));
     let database = restores::database_at(world, granted, &tenant, Target::Time(now)).await?;
@@ -181,7 +181,7 @@ pub async fn estimate(world: &World, granted: &Granted, plan: &RestorePlan) -> R
 
 /// Refuses a moment that is out of what is kept for the tenant.
 pub(crate) fn check_kept(world: &World, tenant: &rows::Tenant, asked: Timestamp) -> Result<(), Error> {
-    let days = i64::from(world.policy.retention_days);
+    let days = i64::from(world.policy.recovery_days);
     let oldest = time::now() - jiff::SignedDuration::from_hours(24 * days);
     if asked >= oldest {
         return Ok(());

@@ -1,5 +1,6 @@
 //! The proof that a tenant is gone: made by trying to read what could be left of it.
 
+use loomworks_archive::RepositoryError;
 use loomworks_core::ids::{ExportId, TenantId};
 use loomworks_core::name::Subdomain;
 use loomworks_core::time;
@@ -137,6 +138,10 @@ pub(crate) async fn look(world: &World, id: TenantId) -> Result<ErasureReport, E
             "its databases, by number and by name, in the catalogue and among the server's files",
             databases(world, id, &erased).await?,
         ),
+        check(
+            "what is archived of its databases, by the keys without which backups and WAL cannot be read",
+            archived(world, &erased).await?,
+        ),
         check("its roles, by name", left_roles(world, id, &erased).await?),
         check("its exports, by decrypting what files there are", readable_exports(world, id).await),
         check("its files, in the directory of its exports", files(world, id).await),
@@ -154,8 +159,8 @@ pub(crate) async fn look(world: &World, id: TenantId) -> Result<ErasureReport, E
         "its id, its former subdomain (also where fleet migrations named it), when it was made and destroyed, and the \
          job that did it"
             .into(),
-        "base backups and WAL of the whole cluster from before, until they are removed from the repository: with \
-         everything that was the tenant's, and with its data key, which only the master key opens"
+        "in backups and WAL of the management database, until they expire: its row, and its data key, which only the \
+         master key opens. What its own databases held cannot be read there either: their keys are deleted"
             .into(),
     ];
     let complete = checks.iter().all(|check| check.gone);
@@ -184,6 +189,17 @@ async fn databases(world: &World, id: TenantId, erased: &Erased) -> Result<Vec<S
     found.sort();
     found.dedup();
     Ok(found)
+}
+
+async fn archived(world: &World, erased: &Erased) -> Result<Vec<String>, Error> {
+    let mut readable = Vec::new();
+    for database in &erased.databases {
+        let Ok(oid) = u32::try_from(database.oid) else { continue };
+        if world.repository.keys().has(oid).await.map_err(RepositoryError::from)? {
+            readable.push(format!("the key of database {oid} opens"));
+        }
+    }
+    Ok(readable)
 }
 
 async fn left_roles(world: &World, id: TenantId, erased: &Erased) -> Result<Vec<String>, Error> {

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use loomworks_core::time;
 use metrics::{Label, Unit};
 use tokio::sync::watch;
 use tracing::warn;
@@ -72,6 +73,20 @@ pub const ARCHIVE_FAILING: Metric = gauge(
     Unit::Count,
     "1 while the newest try to archive a WAL segment is one that failed, else 0.",
 );
+pub const ARCHIVE_BEHIND: Metric =
+    gauge("loomworks_archive_behind_bytes", Unit::Bytes, "WAL that the server has written and the archive does not have.");
+pub const RECOVERY_POINT: Metric = gauge(
+    "loomworks_archive_recovery_point_seconds",
+    Unit::Seconds,
+    "What would be lost if the server were lost now: the age, at most, of the oldest WAL that is not archived.",
+);
+pub const ARCHIVER_BEHIND: Metric =
+    gauge("loomworks_archiver_slot_behind_bytes", Unit::Bytes, "WAL that the archiver's slot keeps back.");
+pub const BACKUPS: Metric = gauge("loomworks_backups", Unit::Count, "Base backups that can be restored.");
+pub const BACKUP_AGE: Metric =
+    gauge("loomworks_backup_age_seconds", Unit::Seconds, "Age of the newest base backup.");
+pub const ARCHIVE_ALARMS: Metric =
+    gauge("loomworks_archive_alarms", Unit::Count, "Alarms of `loomworks archive status`.");
 pub const AUDIT_WAITING: Metric =
     gauge("loomworks_audit_unsealed", Unit::Count, "Lines of the audit log that have no seal yet.");
 pub const AUDIT_LAG: Metric = gauge(
@@ -112,6 +127,12 @@ pub const ALL: &[Metric] = &[
     POSTGRESQL,
     ARCHIVE_AGE,
     ARCHIVE_FAILING,
+    ARCHIVE_BEHIND,
+    RECOVERY_POINT,
+    ARCHIVER_BEHIND,
+    BACKUPS,
+    BACKUP_AGE,
+    ARCHIVE_ALARMS,
     AUDIT_WAITING,
     AUDIT_LAG,
     AUDIT_SEALED,
@@ -184,6 +205,9 @@ async fn sample(world: &World, gauges: &mut Gauges) -> Result<(), Error> {
     let (age, failing) = rows::archiver(&mut mgmt).await?;
     gauges.set(ARCHIVE_AGE, &[], age);
     gauges.set(ARCHIVE_FAILING, &[], f64::from(u8::from(failing)));
+    drop(mgmt);
+    archive(world, gauges).await?;
+    let mut mgmt = world.db.platform.acquire().await?;
     let (waiting, lag) = audit_rows::lag(&mut mgmt).await?;
     gauges.set(AUDIT_WAITING, &[], waiting as f64);
     gauges.set(AUDIT_LAG, &[], lag);
@@ -192,6 +216,18 @@ async fn sample(world: &World, gauges: &mut Gauges) -> Result<(), Error> {
     // What a number of this kind holds exactly; a label would make a series of each head.
     let bits = head.hash.iter().take(6).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
     gauges.set(AUDIT_HEAD, &[], bits as f64);
+    Ok(())
+}
+
+async fn archive(world: &World, gauges: &mut Gauges) -> Result<(), Error> {
+    let status = crate::archive::look(world).await?;
+    gauges.set(ARCHIVE_BEHIND, &[], status.behind_bytes as f64);
+    gauges.set(RECOVERY_POINT, &[], status.recovery_point_seconds as f64);
+    gauges.set(ARCHIVER_BEHIND, &[], status.slot.map_or(0.0, |slot| slot.behind_bytes as f64));
+    gauges.set(BACKUPS, &[], status.backups as f64);
+    let age = status.newest_backup_at.map(|at| time::now().duration_since(at).as_secs_f64());
+    gauges.set(BACKUP_AGE, &[], age.unwrap_or(0.0));
+    gauges.set(ARCHIVE_ALARMS, &[], status.alarms.len() as f64);
     Ok(())
 }
 

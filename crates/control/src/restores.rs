@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use loomworks_archive::restore::{self, RestorePlan, Target};
 use loomworks_core::ids::{JobId, SnapshotId};
+use loomworks_core::lsn::Lsn;
 use loomworks_core::time;
+use loomworks_undo::OperationId;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::World;
@@ -12,19 +15,47 @@ use crate::db::{incarnations, tenants as rows};
 use crate::error::Error;
 use crate::work::exchange::SwapBack;
 use crate::work::restore::Restore;
-use crate::{archive, audit, jobs, snapshots, tenants};
+use crate::{archive, audit, jobs, operations, snapshots, tenants};
 
 /// The moment somebody wants back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     Snapshot(SnapshotId),
     Time(Timestamp),
+    /// Just before the record at this position.
+    Position(Lsn),
+    /// Just before an agent's operation.
+    Before(OperationId),
+}
+
+/// What is done with what was brought back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It takes the place of the live database, which is kept for seven days.
+    #[default]
+    InPlace,
+    /// It lies beside the live database for a day, to be looked at.
+    Look,
+}
+
+/// A restore that somebody wants.
+#[derive(Clone, Debug)]
+pub struct Asked<'a> {
+    pub wanted: Wanted,
+    pub mode: Mode,
+    /// Whose past it is, if not the tenant's own: the tenant becomes a copy of another one.
+    pub source: Option<&'a Granted>,
 }
 
 /// How the moment would be brought back. Changes nothing.
-pub async fn plan(world: &World, granted: &Granted, wanted: Wanted) -> Result<RestorePlan, Error> {
-    let tenant = tenants::provisioned(world, granted).await?;
-    plan_for(world, granted, &tenant, wanted).await
+pub async fn plan(world: &World, granted: &Granted, asked: &Asked<'_>) -> Result<(RestorePlan, u64), Error> {
+    tenants::provisioned(world, granted).await?;
+    let source = asked.source.unwrap_or(granted);
+    let tenant = tenants::provisioned(world, source).await?;
+    let plan = plan_for(world, source, &tenant, asked.wanted).await?;
+    let seconds = archive::estimate(world, source, &plan).await?;
+    Ok((plan, seconds))
 }
 
 async fn plan_for(
@@ -40,7 +71,14 @@ async fn plan_for(
                 Error::invalid(message).with_hint(format!("it was made at {}", tenant.created_at.to_jiff()))
             );
         }
-        Wanted::Time(time) => Target::Time(time),
+        Wanted::Time(time) => {
+            archive::check_kept(world, tenant, time)?;
+            Target::Time(time)
+        }
+        Wanted::Position(position) => Target::Lsn(position),
+        Wanted::Before(operation) => {
+            Target::Lsn(operations::show(world, granted, operation, 0).await?.operation.lsn)
+        }
         Wanted::Snapshot(id) => {
             let snapshot = snapshots::get(world, granted, id).await?;
             let ready = snapshot.state == "ready";
@@ -78,16 +116,23 @@ pub(crate) async fn database_at(
 pub async fn request(
     world: &World,
     granted: &Granted,
-    wanted: Wanted,
+    asked: &Asked<'_>,
     confirm: &str,
-) -> Result<(RestorePlan, JobId), Error> {
+) -> Result<(RestorePlan, u64, JobId), Error> {
     let tenant = tenants::provisioned(world, granted).await?;
-    check_confirmation(&tenant, confirm)?;
-    let plan = plan_for(world, granted, &tenant, wanted).await?;
-    let work = Restore { tenant: granted.tenant(), plan: plan.clone() };
-    let detail = json!({ "target": plan.target, "base_backup": plan.backup.label });
+    if asked.mode == Mode::InPlace {
+        check_confirmation(&tenant, confirm)?;
+    }
+    let (plan, seconds) = plan(world, granted, asked).await?;
+    let source = asked.source.map(Granted::tenant).filter(|source| *source != granted.tenant());
+    let look = asked.mode == Mode::Look;
+    let work = Restore { tenant: granted.tenant(), plan: plan.clone(), source, look };
+    let detail = json!({
+        "target": plan.target, "base_backup": plan.backup.label, "database": plan.database, "mode": asked.mode,
+        "source": source,
+    });
     let job = enqueue_exchange(world, granted, &work, "tenant.restore_requested", detail).await?;
-    Ok((plan, job))
+    Ok((plan, seconds, job))
 }
 
 /// Asks for the database that was live before the last exchange to be live again.

@@ -160,7 +160,8 @@ pub async fn destroy_plan(world: &World, _: &Operator, granted: &Granted) -> Res
         kept: vec![
             "the audit log of what was done with the tenant".into(),
             "its id and its subdomain, which another tenant may then have".into(),
-            "base backups and WAL of the whole cluster, until they are removed from the repository".into(),
+            "backups and WAL of the management database, until they expire; those of the tenant's own databases cannot be \
+             read without the keys that are deleted".into(),
         ],
     })
 }

@@ -115,12 +115,12 @@ pub struct Policy {
     /// For how many days a tenant is served whose subscription has ended.
     pub grace_days: u16,
     /// How many days back a tenant can go.
-    pub retention_days: u16,
+    pub recovery_days: u16,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { archive_days: 30, grace_days: 7, retention_days: 30 }
+        Self { archive_days: 30, grace_days: 7, recovery_days: 30 }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands. Each is a client of the API, but for `serve`, `wal` and `remove`, which work on this machine.
 
 mod ai_session;
+mod archive;
 mod audit;
 mod backup;
 mod demo;
@@ -44,6 +45,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Key(command) => key::run(&client()?, command, json).await?,
         Command::Job(command) => job::run(&client()?, command, json).await?,
         Command::Backup(command) => backup::run(&client()?, command, json).await?,
+        Command::Archive(command) => return archive::run(&client()?, command, json).await,
         Command::Audit(command) => return audit::run(&client()?, command, json).await,
         Command::MasterKey(command) => master_key::run(&client()?, command, json).await?,
         Command::Operator(command) => operator::run(&client()?, command, json).await?,

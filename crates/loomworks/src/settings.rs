@@ -119,6 +119,9 @@ pub(crate) enum Command {
     /// Take and see base backups of the cluster.
     #[command(subcommand)]
     Backup(BackupCommand),
+    /// See how the archive of WAL and backups stands.
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
     /// Make, see and disable the accounts of those who run the platform.
     #[command(subcommand)]
     Operator(operators::OperatorCommand),

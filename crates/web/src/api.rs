@@ -3,6 +3,7 @@
 //! The shapes are what clients use too: the command line reads answers into the same types.
 
 pub mod api_keys;
+pub mod archive;
 pub mod audit;
 pub mod auth;
 pub mod backups;
@@ -52,6 +53,7 @@ pub(crate) fn routes() -> OpenApiRouter<World> {
         .merge(restores::routes())
         .merge(jobs::routes())
         .merge(backups::routes())
+        .merge(archive::routes())
         .merge(audit::routes())
         .merge(master_key::routes())
         .merge(credentials::routes())

@@ -7,6 +7,7 @@
 //! AwaitArchive   until it can be restored: an operator's mistake is not the end of a customer
 //! Forget         the data key first, then every row: copies that nobody can reach are unreadable
 //! Drop           its databases, one at a time and in turn
+//! Archive        the keys of all databases it ever had: what is archived of them is unreadable from now on
 //! Roles, Files
 //! Bury           nothing is left, by looking; the names are free: this makes it destroyed
 //! ```
@@ -16,6 +17,7 @@
 
 use std::collections::BTreeSet;
 
+use loomworks_archive::RepositoryError;
 use loomworks_core::ids::{SnapshotId, TenantId};
 use loomworks_core::lsn::Lsn;
 use loomworks_core::tenant::{Change, TenantState};
@@ -57,6 +59,7 @@ pub enum Step {
     AwaitArchive { snapshot: SnapshotId, position: Lsn },
     Forget,
     Drop,
+    Archive,
     Roles,
     Files,
     Bury,
@@ -87,6 +90,7 @@ impl Work for Destroy {
             Step::AwaitArchive { .. } => (15, "waiting for the archive"),
             Step::Forget => (40, "deleting its key and its records"),
             Step::Drop => (50, "dropping its databases"),
+            Step::Archive => (75, "deleting the keys of its backups and its WAL"),
             Step::Roles => (80, "dropping its roles"),
             Step::Files => (90, "removing its files"),
             Step::Bury => (95, "making its names free"),
@@ -113,6 +117,10 @@ impl Work for Destroy {
                 Ok(Then::Next(Step::Drop))
             }
             Step::Drop => self.drop_one(world).await,
+            Step::Archive => {
+                self.erase_archive(world).await?;
+                Ok(Then::Next(Step::Roles))
+            }
             Step::Roles => {
                 self.drop_roles(world).await?;
                 Ok(Then::Next(Step::Files))
@@ -238,7 +246,7 @@ impl Destroy {
     async fn drop_one(&self, world: &World) -> Result<Then<Step>, StepError> {
         let mut mgmt = world.db.platform.acquire().await?;
         let Some(database) = databases(&mut mgmt, world, self.tenant).await?.into_iter().next() else {
-            return Ok(Then::Next(Step::Roles));
+            return Ok(Then::Next(Step::Archive));
         };
         // Noted first, so that what was dropped can be looked for afterwards.
         tenants::record_found(&mut mgmt, self.tenant, &database).await?;
@@ -247,6 +255,18 @@ impl Destroy {
             true => Ok(Then::Next(Step::Drop)),
             false => Ok(Then::Later(POLL)),
         }
+    }
+
+    /// Every database that it ever had goes out of the archive with its key: backups and WAL, also what is archived of it
+    /// only later.
+    async fn erase_archive(&self, world: &World) -> Result<(), Error> {
+        let mut mgmt = world.db.platform.acquire().await?;
+        let noted = Erased::of(&mut mgmt, self.tenant).await?.databases;
+        drop(mgmt);
+        for oid in noted.iter().filter_map(|database| u32::try_from(database.oid).ok()) {
+            world.repository.keys().erase(oid).await.map_err(RepositoryError::from)?;
+        }
+        Ok(())
     }
 
     async fn drop_roles(&self, world: &World) -> Result<(), Error> {

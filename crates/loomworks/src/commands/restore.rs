@@ -1,24 +1,48 @@
 //! `loomworks restore`.
 
+use loomworks_control::archive::RecoveryWindow;
+use loomworks_control::restores::Mode;
 use loomworks_core::ids::JobId;
+use loomworks_undo::OperationId;
 use loomworks_web::api::Accepted;
 use loomworks_web::api::restores::{Confirm, PlanShown, RestoreStarted, RestoreTarget};
 
-use super::bytes;
+use super::{bytes, moment};
 use crate::client::Client;
 use crate::output::{self, Failure};
 use crate::settings::{RestoreCommand, Target};
 
 pub(super) async fn run(client: &Client, command: RestoreCommand, json: bool) -> Result<(), Failure> {
     match command {
-        RestoreCommand::Plan { tenant, target } => {
-            let plan = plan(client, &tenant, &target).await?;
+        RestoreCommand::Plan { tenant, target, from } => {
+            let body = RestoreTarget { from, ..wanted(&target) };
+            let plan: PlanShown = client.post(&format!("/v1/tenants/{tenant}/restores/plan"), &body).await?;
             if json { output::json(&plan) } else { show(&plan) }
         }
-        RestoreCommand::Run { tenant, target, yes, no_wait } => {
+        RestoreCommand::Window { tenant } => {
+            let window: RecoveryWindow = client.get(&format!("/v1/tenants/{tenant}/recovery-window")).await?;
+            if json { output::json(&window) } else { show_window(&window) }
+        }
+        RestoreCommand::Look { tenant, target, no_wait } => {
+            let body = RestoreTarget { mode: Mode::Look, ..wanted(&target) };
+            let started: RestoreStarted =
+                client.post(&format!("/v1/tenants/{tenant}/restores"), &body).await?;
+            if no_wait {
+                return if json { output::json(&started) } else { output::told(format!("job {}", started.job)) };
+            }
+            let job = client.follow(started.job).await?;
+            if json {
+                return output::json(&job);
+            }
+            let name = job.result.as_ref().and_then(|result| result["database"].as_str()).unwrap_or("-");
+            output::told(format!("done; it is the database `{name}`, for a day"))
+        }
+        RestoreCommand::Run { tenant, target, from, yes, no_wait } => {
+            let body = RestoreTarget { from, ..wanted(&target) };
             if !yes {
                 if !json {
-                    show(&plan(client, &tenant, &target).await?)?;
+                    let plan = client.post(&format!("/v1/tenants/{tenant}/restores/plan"), &body).await?;
+                    show(&plan)?;
                 }
                 output::confirm(
                     &format!("The database of `{tenant}` will be replaced; it is kept for seven days."),
@@ -26,7 +50,7 @@ pub(super) async fn run(client: &Client, command: RestoreCommand, json: bool) ->
                 )?;
             }
             let confirm = subdomain(client, &tenant).await?;
-            let body = RestoreTarget { snapshot: target.snapshot, time: target.time, confirm };
+            let body = RestoreTarget { confirm, ..body };
             let started: RestoreStarted =
                 client.post(&format!("/v1/tenants/{tenant}/restores"), &body).await?;
             finish(client, started.job, no_wait, json).await
@@ -52,16 +76,33 @@ async fn subdomain(client: &Client, tenant: &str) -> Result<String, Failure> {
     Ok(tenant.subdomain.to_string())
 }
 
-async fn plan(client: &Client, tenant: &str, target: &Target) -> Result<PlanShown, Failure> {
-    let body = RestoreTarget { snapshot: target.snapshot, time: target.time, confirm: String::new() };
-    client.post(&format!("/v1/tenants/{tenant}/restores/plan"), &body).await
+fn wanted(target: &Target) -> RestoreTarget {
+    RestoreTarget {
+        snapshot: target.snapshot,
+        time: target.time,
+        lsn: target.lsn,
+        operation: target.operation.map(OperationId),
+        ..RestoreTarget::default()
+    }
+}
+
+fn show_window(window: &RecoveryWindow) -> Result<(), Failure> {
+    let from = window.recoverable_from.map_or_else(|| "nothing yet".to_owned(), moment);
+    let rows = [
+        ["recoverable from".into(), from],
+        ["until".into(), moment(window.recoverable_until)],
+        ["a restore takes about".into(), window.estimated_seconds.map_or("-".into(), |s| format!("{s} s"))],
+    ];
+    output::table(["WINDOW", ""], &rows);
+    Ok(())
 }
 
 fn show(plan: &PlanShown) -> Result<(), Failure> {
     let rows = [
         ["target".into(), plan.target.clone()],
         ["base backup".into(), format!("{} ({})", plan.base_backup, bytes(plan.base_backup_bytes))],
-        ["WAL to replay".into(), format!("at most {}", bytes(plan.wal_bytes))],
+        ["WAL to look through".into(), bytes(plan.wal_bytes)],
+        ["about".into(), format!("{} s", plan.estimated_seconds)],
     ];
     output::table(["PLAN", ""], &rows);
     Ok(())

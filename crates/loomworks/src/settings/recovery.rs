@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use loomworks_core::ids::SnapshotId;
+use loomworks_core::lsn::Lsn;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum SnapshotCommand {
@@ -31,6 +32,12 @@ pub(crate) struct Target {
     /// To this moment, with its time zone: 2026-03-10T14:05:00+01:00.
     #[arg(long)]
     pub(crate) time: Option<Timestamp>,
+    /// To just before the record at this position of the WAL.
+    #[arg(long)]
+    pub(crate) lsn: Option<Lsn>,
+    /// To just before this operation of an agent.
+    #[arg(long)]
+    pub(crate) operation: Option<i64>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -40,12 +47,29 @@ pub(crate) enum RestoreCommand {
         tenant: String,
         #[command(flatten)]
         target: Target,
+        /// Make the tenant a copy of this one's past.
+        #[arg(long, value_name = "TENANT")]
+        from: Option<String>,
+    },
+    /// To which moments a tenant can go back.
+    Window { tenant: String },
+    /// Bring a moment back beside the live database, for a day, to look at it.
+    Look {
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+        /// Do not wait until it is done.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Bring the tenant back. Its present database is kept for seven days.
     Run {
         tenant: String,
         #[command(flatten)]
         target: Target,
+        /// Make the tenant a copy of this one's past.
+        #[arg(long, value_name = "TENANT")]
+        from: Option<String>,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
@@ -75,6 +99,12 @@ pub(crate) enum BackupCommand {
     },
     /// The base backups, oldest first.
     List,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ArchiveCommand {
+    /// How far the archive is behind the server, what can be restored, what to look at. Exit code 1: there are alarms.
+    Status,
 }
 
 #[derive(Subcommand, Debug)]
