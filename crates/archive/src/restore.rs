@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use loomworks_core::lsn::Lsn;
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{Backup, Databases, Progress};
+use crate::backup::{Backup, BackupError, Databases, LayOutOptions, Progress};
 use crate::keys::{DatabaseOid, SHARED};
 use crate::replay::{Replay, Replayable};
 use crate::repository::{Repository, RepositoryError};
@@ -141,16 +141,15 @@ const POSTGRES: DatabaseOid = 5;
 /// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
-impl RestorePlan {
-    /// The target in the terms of who merges WAL.
-    #[must_use]
-    pub fn until(&self) -> Until {
-        match self.target {
-            Target::Lsn(lsn) => Until::Before(lsn),
-            Target::Time(time) => Until::Time(time.as_microsecond() - POSTGRES_EPOCH),
-        }
+/// A target in the terms of who merges WAL.
+pub(crate) fn until(target: Target) -> Until {
+    match target {
+        Target::Lsn(lsn) => Until::Before(lsn),
+        Target::Time(time) => Until::Time(time.as_microsecond() - POSTGRES_EPOCH),
     }
+}
 
+impl RestorePlan {
     /// The databases whose files and records a side cluster needs.
     #[must_use]
     pub fn databases(&self) -> Vec<DatabaseOid> {
@@ -171,20 +170,21 @@ impl Repository {
         plan: &RestorePlan,
         into: &Path,
         progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<Replayable, RepositoryError> {
-        let backup = self.backup(&plan.backup.label).await?;
-        let there = |oid: &DatabaseOid| backup.groups.iter().any(|group| group.oid == *oid);
+    ) -> Result<Replayable, BackupError> {
+        let label = &plan.backup.label;
+        let backup = self.backup(label).await?.ok_or_else(|| BackupError::NoBackup(label.clone()))?;
         // One that was made since is made again by the WAL.
-        let files = plan.databases().into_iter().filter(there).collect();
-        self.lay_out(&backup, &Databases::Only(files), into, Sync::Never, progress).await?;
+        let files = plan.databases().into_iter().filter(|oid| backup.group(*oid).is_some()).collect();
+        let options = LayOutOptions::default();
+        self.lay_out(&backup, &Databases::Only(files), into, options, progress).await?;
         let replay = Replay {
             from: backup.start,
             next_xid: backup.next_xid,
             lineage: self.lineage(plan.timeline).await?,
             databases: plan.databases().into_iter().collect(),
-            until: plan.until(),
+            until: until(plan.target),
         };
-        self.lay_out_wal(&replay, &into.join("pg_wal"), &|_, _| ()).await
+        Ok(self.lay_out_wal(&replay, &into.join("pg_wal"), &|_, _| ()).await?)
     }
 }
 

@@ -12,10 +12,10 @@ use crate::work::backup::TakeBackup;
 use crate::{audit, jobs};
 
 /// Asks for a base backup, or finds the one that is being taken.
-pub async fn run(world: &World, operator: &Operator) -> Result<JobId, Error> {
+pub async fn run(world: &World, operator: &Operator, full: bool) -> Result<JobId, Error> {
     let mut scoped = operator.begin(&world.db).await?;
-    let job = jobs::enqueue(&mut scoped, &TakeBackup {}, &operator.actor).await?;
-    audit::record(&mut scoped, &operator.actor, "backup.requested", None, json!({ "job": job })).await?;
+    let job = jobs::enqueue(&mut scoped, &TakeBackup { full }, &operator.actor).await?;
+    audit::record(&mut scoped, &operator.actor, "backup.requested", None, json!({ "job": job, "full": full })).await?;
     scoped.commit().await?;
     Ok(job)
 }

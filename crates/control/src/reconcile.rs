@@ -251,7 +251,7 @@ async fn due_backup(world: &World) -> Result<(), Error> {
         if job_rows::failed_within_hour(&mut mgmt, "backup").await? {
             return Ok(());
         }
-        jobs::enqueue(&mut mgmt, &TakeBackup {}, ACTOR).await?;
+        jobs::enqueue(&mut mgmt, &TakeBackup { full: false }, ACTOR).await?;
     }
     Ok(())
 }

@@ -3,11 +3,13 @@
 pub mod ai_session;
 pub mod archive;
 pub mod backup;
+pub mod daily_snapshots;
 pub mod deliver_webhook;
 pub mod destroy;
 pub mod drop_former;
 mod drops;
 pub mod exchange;
+pub mod expire;
 pub mod export;
 pub mod fan_out;
 pub mod fleet_migration;
@@ -16,12 +18,14 @@ pub mod limits;
 pub mod pool;
 pub mod provision;
 pub mod restore;
+pub mod restore_drill;
 pub mod rotate_credentials;
 pub mod rotate_master_key;
 pub mod snapshot;
 pub mod subscription;
 pub mod sweep;
 pub mod template;
+pub mod verify_backup;
 
 use crate::jobs::Kinds;
 
@@ -40,6 +44,10 @@ pub fn kinds() -> Kinds {
         .with::<restore::RemoveRemains>()
         .with::<exchange::SwapBack>()
         .with::<backup::TakeBackup>()
+        .with::<verify_backup::VerifyBackup>()
+        .with::<expire::Expire>()
+        .with::<restore_drill::RestoreDrill>()
+        .with::<daily_snapshots::DailySnapshots>()
         .with::<ai_session::OpenSession>()
         .with::<ai_session::CloseSession>()
         .with::<drop_former::DropFormer>()

@@ -182,3 +182,79 @@ pub async fn record_failed(connection: &mut PgConnection, id: SnapshotId) -> sql
         .await
         .map(drop)
 }
+
+/// Tenants that are served and have no snapshot of that name of the last 20 hours: what is done once a day may be an hour
+/// late, and early the next time.
+pub async fn tenants_without(
+    connection: &mut PgConnection,
+    name: &str,
+    rows: i64,
+) -> sqlx::Result<Vec<TenantId>> {
+    let ids: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM tenants t WHERE state = 'active' AND NOT EXISTS (
+             SELECT FROM snapshots s WHERE s.tenant_id = t.id AND s.name = $1 AND s.state IN ('creating', 'ready')
+                 AND s.created_at > now() - interval '20 hours')
+         ORDER BY id LIMIT $2",
+    )
+    .bind(name)
+    .bind(rows)
+    .fetch_all(connection)
+    .await?;
+    Ok(ids.into_iter().map(TenantId).collect())
+}
+
+/// Snapshots of that name that have no position yet.
+pub async fn without_position(
+    connection: &mut PgConnection,
+    name: &str,
+    rows: i64,
+) -> sqlx::Result<Vec<(TenantId, SnapshotId)>> {
+    let ids: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        "SELECT tenant_id, id FROM snapshots WHERE name = $1 AND state = 'creating' AND wal_position IS NULL
+             AND snapshot_type = 'auto' ORDER BY id LIMIT $2",
+    )
+    .bind(name)
+    .bind(rows)
+    .fetch_all(connection)
+    .await?;
+    Ok(ids.into_iter().map(|(tenant, id)| (TenantId(tenant), SnapshotId(id))).collect())
+}
+
+/// Snapshots of that name that wait for the archive, with their positions, the oldest first.
+pub async fn creating(connection: &mut PgConnection, name: &str) -> sqlx::Result<Vec<(SnapshotId, String)>> {
+    let rows: Vec<(Uuid, String)> = sqlx::query_as(
+        "SELECT id, wal_position::text FROM snapshots
+         WHERE name = $1 AND state = 'creating' AND wal_position IS NOT NULL AND snapshot_type = 'auto'
+         ORDER BY snapshots.wal_position LIMIT 1000",
+    )
+    .bind(name)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(id, position)| (SnapshotId(id), position)).collect())
+}
+
+/// Lets snapshots expire whose time is over. The last one of an archived tenant is kept: it is all that there is of it.
+pub async fn expire(connection: &mut PgConnection) -> sqlx::Result<u64> {
+    sqlx::query(
+        "UPDATE snapshots s SET state = 'expired' FROM tenants t
+         WHERE t.id = s.tenant_id AND s.state IN ('ready', 'failed') AND s.expires_at < now()
+             AND NOT (t.state = 'archived' AND s.id = (
+                 SELECT id FROM snapshots WHERE tenant_id = t.id AND state = 'ready'
+                 ORDER BY created_at DESC LIMIT 1))",
+    )
+    .execute(connection)
+    .await
+    .map(|done| done.rows_affected())
+}
+
+/// The positions that must stay restorable.
+pub async fn kept_positions(connection: &mut PgConnection) -> sqlx::Result<Vec<Lsn>> {
+    let texts: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT wal_position::text FROM snapshots
+         WHERE state IN ('creating', 'ready', 'restoring') AND wal_position IS NOT NULL",
+    )
+    .fetch_all(connection)
+    .await?;
+    let parsed = texts.iter().map(|text| text.parse());
+    parsed.collect::<Result<_, _>>().map_err(|error: loomworks_core::lsn::NotAnLsn| sqlx::Error::Decode(Box::new(error)))
+}

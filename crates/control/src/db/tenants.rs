@@ -395,6 +395,16 @@ pub async fn databases(connection: &mut PgConnection, id: TenantId) -> sqlx::Res
         .await
 }
 
+/// Some tenants that are served, by chance.
+pub async fn some_active(connection: &mut PgConnection, rows: i64) -> sqlx::Result<Vec<TenantId>> {
+    let ids: Vec<Uuid> =
+        sqlx::query_scalar("SELECT id FROM tenants WHERE state = 'active' ORDER BY random() LIMIT $1")
+            .bind(rows)
+            .fetch_all(connection)
+            .await?;
+    Ok(ids.into_iter().map(TenantId).collect())
+}
+
 /// Notes a database that lies beside the live one for a day, to be looked at.
 pub async fn record_beside(
     connection: &mut PgConnection,

@@ -18,6 +18,9 @@ use crate::World;
 use crate::db::schedules::{self, Due, Schedule};
 use crate::db::{self};
 use crate::error::{Error, chain};
+use crate::work::daily_snapshots::DailySnapshots;
+use crate::work::expire::Expire;
+use crate::work::restore_drill::RestoreDrill;
 use crate::work::sweep::Sweep;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -63,7 +66,11 @@ pub async fn enable(connection: &mut PgConnection, name: &str, enabled: bool) ->
 async fn ensure_own(world: &World) -> Result<(), Error> {
     let mut connection = world.db.platform.acquire().await?;
     let nightly = Timing::daily(jiff::civil::time(3, 20, 0, 0));
-    ensure(&mut connection, "sweep", &nightly, &Sweep {}).await
+    ensure(&mut connection, "sweep", &nightly, &Sweep {}).await?;
+    let daily = |hour, minute| Timing::daily(jiff::civil::time(hour, minute, 0, 0));
+    ensure(&mut connection, "daily snapshots", &daily(3, 0), &DailySnapshots {}).await?;
+    ensure(&mut connection, "expiry", &daily(4, 0), &Expire {}).await?;
+    ensure(&mut connection, "restore drill", &daily(5, 0), &RestoreDrill {}).await
 }
 
 /// Looks for ever.

@@ -1,6 +1,6 @@
 //! Taking a base backup of the cluster.
 
-use loomworks_archive::backup::Backup;
+use loomworks_archive::backup::{Backup, CopyOptions, Progress as Copied};
 use loomworks_core::ids::{JobId, TenantId};
 use loomworks_core::time;
 use serde::{Deserialize, Serialize};
@@ -8,11 +8,17 @@ use serde_json::json;
 
 use super::snapshot::ARCHIVE_POLL;
 use crate::World;
-use crate::error::{Error, chain};
+use crate::db::notifications::Severity;
+use crate::error::Error;
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
+use crate::notifications::{self, Notice};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TakeBackup {}
+pub struct TakeBackup {
+    /// Everything is stored again, whatever former backups have.
+    #[serde(default)]
+    pub full: bool,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -55,8 +61,11 @@ impl Work for TakeBackup {
             // Chosen once and saved: a second choice would leave the first one's files behind.
             Step::Name => Ok(Then::Next(Step::Copy { label: label(context.job) })),
             Step::Copy { label } => {
-                let copied = world.repository.copy_backup(&world.cluster, label, time::now).await;
-                let backup = copied.map_err(|error| Error::Internal(chain(&error)))?;
+                let options = CopyOptions { full: self.full, workers: None };
+                let report = |progress: Copied| {
+                    context.report(5..90, progress.bytes_done, progress.bytes_total);
+                };
+                let backup = world.repository.copy_backup(&world.cluster, label, options, &report).await?;
                 Ok(Then::Next(Step::AwaitWal { backup }))
             }
             Step::AwaitWal { backup } => Ok(match world.repository.has_wal_of(backup).await? {
@@ -64,12 +73,36 @@ impl Work for TakeBackup {
                 false => Then::Later(ARCHIVE_POLL),
             }),
             Step::Commit { backup } => {
-                let committed = world.repository.commit_backup(backup).await;
-                committed.map_err(|error| Error::Internal(chain(&error)))?;
-                Ok(Then::Done(json!({ "label": backup.label, "size_bytes": backup.size_bytes })))
+                world.repository.commit_backup(backup).await?;
+                let Backup { label, size_bytes, new_bytes, damaged_pages, .. } = backup;
+                if *damaged_pages > 0 {
+                    tell_of_damage(world, backup).await?;
+                }
+                Ok(Then::Done(json!({
+                    "label": label, "size_bytes": size_bytes, "new_bytes": new_bytes, "damaged_pages": damaged_pages,
+                })))
             }
         }
     }
+}
+
+/// A page that is damaged in the cluster is in the backup as it is: somebody must know while an older backup has it whole.
+async fn tell_of_damage(world: &World, backup: &Backup) -> Result<(), Error> {
+    let damaged = backup.groups.iter().filter(|group| group.damaged_pages > 0);
+    let databases: Vec<&str> = damaged.filter_map(|group| group.database.as_deref()).collect();
+    let notice = Notice {
+        event: "backup.damaged_pages",
+        severity: Severity::Critical,
+        message: format!(
+            "Backup {} holds {} damaged pages of the cluster, in {}",
+            backup.label,
+            backup.damaged_pages,
+            if databases.is_empty() { "what all databases share".to_owned() } else { databases.join(", ") }
+        ),
+        detail: json!({ "backup": backup.label, "pages": backup.damaged_pages, "databases": databases }),
+    };
+    let mut mgmt = world.db.platform.acquire().await?;
+    Ok(notifications::raise_and_record(&mut mgmt, None, &notice).await?)
 }
 
 /// The moment, so that names sort, and the job, so that two of one second differ.

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use loomworks_archive::backup::Progress as LaidOut;
 use loomworks_archive::restore::RestorePlan;
 use loomworks_core::durable;
 use loomworks_core::ids::{JobId, SnapshotId, TenantId};
@@ -141,7 +142,7 @@ impl Work for Restore {
             )),
             &Step::LayOut { snapshot, times } => {
                 side.remove().await?;
-                side.lay_out(world, &self.plan).await?;
+                side.lay_out(world, &self.plan, context).await?;
                 Ok(Then::Next(Step::Recover { snapshot, times }))
             }
             &Step::Recover { snapshot, times } => match side.recover().await? {
@@ -234,7 +235,7 @@ impl Restore {
     }
 
     /// The tenant existed then, and its tables and indexes are whole.
-    async fn check(&self, world: &World, side: &Side) -> Result<(), StepError> {
+    pub(super) async fn check(&self, world: &World, side: &Side) -> Result<(), StepError> {
         let source = names(world, self.source.unwrap_or(self.tenant)).await?;
         let name = self.recovered_name(side).await?.ok_or_else(|| self.not_there())?;
         let mut recovered = side.cluster.connect("postgres").await?;
@@ -347,7 +348,7 @@ impl Work for RemoveRemains {
 }
 
 /// The side cluster of a restore and what belongs to it.
-struct Side {
+pub(super) struct Side {
     cluster: Cluster,
     root: PathBuf,
     dump: PathBuf,
@@ -355,24 +356,30 @@ struct Side {
     begun: PathBuf,
 }
 
-enum Recovered {
+pub(super) enum Recovered {
     Yes,
     CutOff,
 }
 
 impl Side {
-    fn of(world: &World, job: JobId) -> Self {
+    pub(super) fn of(world: &World, job: JobId) -> Self {
         let cluster = world.side_cluster(job);
         let root = cluster.socket_directory.clone();
         Self { dump: root.join("dump"), begun: root.join("begun"), cluster, root }
     }
 
     /// Brings the files and the WAL that it needs, of this database and of what all share.
-    async fn lay_out(&self, world: &World, plan: &RestorePlan) -> Result<(), StepError> {
+    pub(super) async fn lay_out(
+        &self,
+        world: &World,
+        plan: &RestorePlan,
+        context: &Context,
+    ) -> Result<(), StepError> {
         let directory = &self.cluster.directory;
-        let laid = world.repository.lay_out_database(plan, directory, &|_| ()).await?;
+        let report = |laid: LaidOut| context.report(5..20, laid.bytes_done, laid.bytes_total);
+        let laid = world.repository.lay_out_database(plan, directory, &report).await?;
         info!(
-            read_bytes = laid.read_bytes,
+            stream_bytes = laid.stream_bytes,
             segments = laid.segments,
             ended_at = %laid.outcome.end,
             "laid out what is to be replayed"
@@ -380,7 +387,7 @@ impl Side {
         Ok(())
     }
 
-    async fn recover(&self) -> Result<Recovered, StepError> {
+    pub(super) async fn recover(&self) -> Result<Recovered, StepError> {
         if self.cluster.is_running().await? {
             self.cluster.start().await?;
             return Ok(Recovered::Yes);
@@ -408,7 +415,7 @@ impl Side {
     }
 
     /// Stops it and removes everything.
-    async fn remove(&self) -> Result<(), StepError> {
+    pub(super) async fn remove(&self) -> Result<(), StepError> {
         if self.cluster.directory.join("PG_VERSION").exists() {
             self.cluster.stop().await?;
         }
