@@ -4,12 +4,15 @@
 //! row elsewhere that says so only repeats it.
 
 pub mod archived;
+pub mod backup;
 mod coverage;
 pub mod keys;
 pub mod lineage;
 mod range;
 pub mod replay;
+pub mod recover;
 pub mod repository;
+pub mod restore;
 pub mod seal;
 pub mod store;
 pub mod stream;

@@ -1,6 +1,7 @@
 //! What may go wrong when somebody asks for something, one variant for each thing one can do about it.
 
 use loomworks_archive::RepositoryError;
+use loomworks_archive::backup::BackupError;
 use loomworks_archive::restore::CannotRestore;
 use loomworks_postgres::cluster::ClusterError;
 use loomworks_undo::UndoError;
@@ -38,8 +39,20 @@ pub enum Error {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    Backup(BackupError),
     #[error("{0}")]
     Internal(String),
+}
+
+impl From<BackupError> for Error {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Repository(error) => Self::Repository(error),
+            BackupError::Server(error) => Self::Cluster(error),
+            other => Self::Backup(other),
+        }
+    }
 }
 
 impl Error {
@@ -92,6 +105,7 @@ impl Error {
             Self::Throttled { seconds } => Some(format!("try again in {seconds} s")),
             Self::CannotRestore(error) => Some(error.hint()),
             Self::Repository(error) => error.hint().map(str::to_owned),
+            Self::Backup(error) => error.hint().map(str::to_owned),
             Self::Undo(error) => error.hint().map(|hint| hint.to_string()),
             _ => None,
         }

@@ -12,7 +12,7 @@ use super::restore::{Recovered, Restore, Side};
 use crate::World;
 use crate::db::notifications::Severity;
 use crate::db::{incarnations, tenants};
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 use crate::notifications::{self, Notice};
 
@@ -27,7 +27,7 @@ pub struct RestoreDrill {}
 pub struct Drilled {
     pub tenant: TenantId,
     pub plan: RestorePlan,
-    pub seconds: f64,
+    pub milliseconds: u64,
     /// Why it did not succeed.
     pub error: Option<String>,
 }
@@ -119,8 +119,8 @@ async fn drill(world: &World, context: &Context, tenant: TenantId, plan: Restore
     };
     let error = tried.await.err().map(|error| error.message);
     side.remove().await?;
-    let seconds = time::now().duration_since(began).as_secs_f64();
-    Ok(Drilled { tenant, plan, seconds, error })
+    let taken = time::now().duration_since(began).as_millis();
+    Ok(Drilled { tenant, plan, milliseconds: u64::try_from(taken).unwrap_or(0), error })
 }
 
 async fn report(world: &World, done: &[Drilled]) -> Result<(), Error> {
@@ -139,7 +139,5 @@ async fn report(world: &World, done: &[Drilled]) -> Result<(), Error> {
         detail: json!({ "failed": failed.iter().map(|drilled| drilled.tenant).collect::<Vec<_>>() }),
     };
     let mut mgmt = world.db.platform.acquire().await?;
-    Ok(notifications::raise_and_record(&mut mgmt, None, &notice).await.map_err(|error| {
-        Error::Internal(chain(&error))
-    })?)
+    Ok(notifications::raise_and_record(&mut mgmt, None, &notice).await?)
 }
