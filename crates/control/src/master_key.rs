@@ -338,3 +338,20 @@ mod tests {
         }
     }
 }
+
+impl loomworks_archive::keys::KeyProvider for MasterKey {
+    fn wrap<'a>(&'a self, secret: &'a [u8], what_for: &'a str) -> loomworks_archive::keys::KeyFuture<'a> {
+        Box::pin(async move {
+            let key = &self.keys()[0];
+            Ok([&MAGIC[..], &key.id.0, &key.wrap(secret, what_for)].concat())
+        })
+    }
+
+    fn unwrap<'a>(&'a self, wrapped: &'a [u8], what_for: &'a str) -> loomworks_archive::keys::KeyFuture<'a> {
+        Box::pin(async move {
+            let sealed = wrapped.get(HEADER_BYTES..).unwrap_or_default();
+            let opened = self.keys().iter().find_map(|key| key.unwrap(sealed, what_for));
+            opened.ok_or(loomworks_archive::keys::ProviderError::OtherKey)
+        })
+    }
+}

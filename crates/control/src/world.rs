@@ -31,7 +31,7 @@ pub struct Parts {
     pub profiles: BTreeMap<String, Profile>,
     /// Databases that are to wait for tenants, of each profile that does not say how many.
     pub pool: u32,
-    pub master_key: MasterKey,
+    pub master_key: Arc<MasterKey>,
     /// How often tenants' passwords are changed, and how.
     pub credential_policy: CredentialPolicy,
     pub keys: KeyRing,
@@ -75,9 +75,10 @@ impl Parts {
         db: Db,
         cluster: Cluster,
         repository: Repository,
-        master_key: MasterKey,
+        master_key: impl Into<Arc<MasterKey>>,
         directory: &Path,
     ) -> Result<Self, Error> {
+        let master_key = master_key.into();
         Ok(Self {
             db,
             cluster,

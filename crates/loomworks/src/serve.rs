@@ -5,6 +5,7 @@
 //! <data>/pg                the cluster
 //! <data>/run               its socket
 //! <data>/repository        its archive
+//! <data>/received          WAL on its way there
 //! <data>/side              side clusters of restores, each gone with its job
 //! <data>/exports           exports of tenants, encrypted
 //! <data>/apps/<profile>    credentials for the apps
@@ -26,6 +27,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
+use loomworks_archive::stream;
 use loomworks_control::reconcile::{self, Duties};
 use loomworks_control::{World, jobs, keys};
 use loomworks_core::route::BaseDomains;
@@ -114,6 +116,10 @@ async fn start_roles(
     }
     if settings.has(Role::Worker) {
         tasks.spawn(jobs::runner::run(world.clone(), stopped.clone()));
+    }
+    if settings.has(Role::Archiver) {
+        let (repository, cluster) = (world.repository.clone(), world.cluster.clone());
+        tasks.spawn(stream::run(repository, cluster, data.directory("received")?, stopped.clone()));
     }
     tasks.spawn(loomworks_control::audit::sealer::run(world.db.clone(), stopped.clone()));
     let duties = Duties { tenants: settings.has(Role::Worker), backups: settings.has(Role::Archiver) };

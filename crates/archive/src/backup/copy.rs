@@ -100,7 +100,7 @@ pub(super) async fn copy(
     let found = blocking(move || files::list(&root, &log_directory)).await;
     let found = found.map_err(|(path, source)| file_error("list", &path)(source))?;
 
-    let pages = (running.pages.bytes as usize == PAGE_BYTES).then(|| PageRules {
+    let pages = (running.pages.bytes as usize == PAGE_BYTES).then_some(PageRules {
         checksums: running.pages.checksums,
         start: running.start,
         in_a_file: running.pages.in_a_file,

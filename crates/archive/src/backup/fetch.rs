@@ -113,13 +113,12 @@ pub(crate) fn open(
     let packed = &manifest.packs[fetch.pack as usize];
     let key = pack::key(repository, data_key, &packed.name, &packed.salt);
     let fingerprint_key = data_key.fingerprint_key();
-    let (mut sealed, mut unpacked) = (Vec::new(), Vec::new());
+    let mut opener = pack::Opener::new();
     for &number in &fetch.chunks {
         let chunk = &manifest.chunks[number as usize];
         let from = (u64::from(chunk.offset) - fetch.range.start) as usize;
-        sealed.clear();
-        sealed.extend_from_slice(&bytes[from..from + chunk.stored as usize]);
-        let content = match pack::open(&key, chunk.part, &mut sealed, chunk.plain, &mut unpacked) {
+        let sealed = &bytes[from..from + chunk.stored as usize];
+        let content = match opener.open(&key, chunk.part, sealed, chunk.plain) {
             Ok(content) if fingerprint(&fingerprint_key, content) == chunk.fingerprint => Ok(content),
             _ => Err(RepositoryError::does_not_open(&packed.name)),
         };

@@ -3,7 +3,6 @@
 use crate::keys::DatabaseOid;
 
 pub(crate) const BACKUPS: &str = "backups";
-pub(crate) const PACKS: &str = "packs";
 
 /// The write that makes it a backup.
 pub(crate) fn manifest(label: &str) -> String {

@@ -97,24 +97,40 @@ impl Pack {
     }
 }
 
-/// Opens one part in place and gives the chunk, `plain` bytes.
-pub(crate) fn open<'a>(
-    key: &ObjectKey,
-    part: u32,
-    sealed: &'a mut [u8],
-    plain: u32,
-    unpacked: &'a mut Vec<u8>,
-) -> Result<&'a [u8], DoesNotOpen> {
-    let content = key.open(u64::from(part), sealed)?;
-    let plain = plain as usize;
-    if content.len() == plain {
-        return Ok(content);
+/// Opens parts of packs.
+pub(crate) struct Opener {
+    decompressor: zstd::bulk::Decompressor<'static>,
+    sealed: Vec<u8>,
+    unpacked: Vec<u8>,
+}
+
+impl Opener {
+    pub(crate) fn new() -> Self {
+        let decompressor = zstd::bulk::Decompressor::new().expect("there is memory");
+        Self { decompressor, sealed: Vec::new(), unpacked: Vec::new() }
     }
-    unpacked.clear();
-    unpacked.reserve(plain);
-    match zstd::bulk::decompress_to_buffer(content, unpacked) {
-        Ok(bytes) if bytes == plain => Ok(unpacked),
-        _ => Err(DoesNotOpen),
+
+    /// Opens one part and gives the chunk, `plain` bytes.
+    pub(crate) fn open(
+        &mut self,
+        key: &ObjectKey,
+        part: u32,
+        sealed: &[u8],
+        plain: u32,
+    ) -> Result<&[u8], DoesNotOpen> {
+        self.sealed.clear();
+        self.sealed.extend_from_slice(sealed);
+        let content = key.open(u64::from(part), &mut self.sealed)?;
+        let plain = plain as usize;
+        if content.len() == plain {
+            return Ok(content);
+        }
+        self.unpacked.clear();
+        self.unpacked.reserve(plain);
+        match self.decompressor.decompress_to_buffer(content, &mut self.unpacked) {
+            Ok(bytes) if bytes == plain => Ok(&self.unpacked),
+            _ => Err(DoesNotOpen),
+        }
     }
 }
 

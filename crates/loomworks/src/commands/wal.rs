@@ -2,23 +2,30 @@
 
 use std::process::ExitCode;
 
+use std::sync::Arc;
+
 use loomworks_archive::Repository;
-use loomworks_archive::wal::PushError;
+use loomworks_archive::archived::PushError;
+use loomworks_archive::store::Location;
+use loomworks_control::credentials::MasterKey;
 
 use crate::output::Failure;
 use crate::settings::WalCommand;
 
 pub(super) async fn run(command: WalCommand) -> Result<ExitCode, Failure> {
     match command {
-        WalCommand::Push { repository, path } => {
-            let repository = Repository::open(&repository).await.map_err(PushError::from).map_err(failure)?;
+        WalCommand::Push { repository, master_key_file, path } => {
+            let key = Arc::new(MasterKey::load(&master_key_file)?);
+            let repository = Repository::open(&Location::Directory(repository), key).await;
+            let repository = repository.map_err(PushError::from).map_err(failure)?;
             repository.push(&path).await.map_err(failure)?;
             Ok(ExitCode::SUCCESS)
         }
-        WalCommand::Fetch { repository, name, path } => {
+        WalCommand::Fetch { repository, master_key_file, name, path } => {
+            let key = Arc::new(MasterKey::load(&master_key_file)?);
             // Recovery takes a status below 126 for "there is none" and would end too early; an error must stop it.
             let stop = |error| Failure { exit: FETCH_FAILED, ..failure(PushError::from(error)) };
-            let repository = Repository::open(&repository).await.map_err(stop)?;
+            let repository = Repository::open(&Location::Directory(repository), key).await.map_err(stop)?;
             let found = repository.fetch(&name, &path).await.map_err(stop)?;
             Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

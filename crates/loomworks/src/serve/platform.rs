@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::accelerator::Accelerator;
 use loomworks_control::credentials::{CredentialPolicy, MasterKey, write_password_file};
@@ -43,12 +45,21 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         port: port(data)?,
     };
     cluster.init(&[PLATFORM_ROLE, API_ROLE, UNDO_ROLE]).await?;
-    let repository = repository(&cluster, data).await?;
+    let master_key = match &settings.master_key_file {
+        Some(path) => MasterKey::load(path).map_err(|error| {
+            Failure::refused(format!("read the master key `{}`: {error}", path.display()))
+                .with_hint("see docs/operate/key-management.md")
+        })?,
+        None => MasterKey::load_or_create(&data.path("master.key")).context("read the master key")?,
+    };
+    let master_key = Arc::new(master_key);
+    let repository = repository(&cluster, data, master_key.clone()).await?;
     let program = data.path("bin/loomworks");
     let archive_command = format!(
-        "{} wal push --repository {} %p",
+        "{} wal push --repository {} --master-key-file {} %p",
         shell_word(&program.to_string_lossy()),
-        shell_word(&repository.root().to_string_lossy()),
+        shell_word(&repository.location().to_string()),
+        shell_word(&master_key.file().to_string_lossy()),
     );
     start_cluster(&mut cluster, data, &archive_command).await?;
 
@@ -57,13 +68,6 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         per_tenant: settings.queue.jobs_per_tenant.into(),
     };
     let db = Db::set_up_for(&cluster, slots).await?;
-    let master_key = match &settings.master_key_file {
-        Some(path) => MasterKey::load(path).map_err(|error| {
-            Failure::refused(format!("read the master key `{}`: {error}", path.display()))
-                .with_hint("see docs/operate/key-management.md")
-        })?,
-        None => MasterKey::load_or_create(&data.path("master.key")).context("read the master key")?,
-    };
     master_key.adopt_pepper(&db).await?;
     let side_directory = data.directory("side")?;
     let node = data.read_or("node", || format!("node-{}", uuid::Uuid::new_v4().simple()))?;
@@ -82,7 +86,11 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         side_directory,
         apps_directory: data.directory("apps")?,
         exports_directory: data.directory("exports")?,
-        policy: Policy { archive_days: settings.archive_days, grace_days: settings.grace_days },
+        policy: Policy {
+            archive_days: settings.archive_days,
+            grace_days: settings.grace_days,
+            recovery_days: settings.recovery_days,
+        },
         program,
         node: node.trim().to_owned(),
         accelerator: accelerator(settings)?,
@@ -194,14 +202,18 @@ fn accelerator(settings: &Serve) -> Result<Accelerator, Failure> {
     })
 }
 
-async fn repository(cluster: &Cluster, data: &DataDirectory) -> Result<Repository, Failure> {
+async fn repository(
+    cluster: &Cluster,
+    data: &DataDirectory,
+    master_key: Arc<MasterKey>,
+) -> Result<Repository, Failure> {
     let (system_identifier, segment_bytes) = cluster.control_data().await?;
     let identity = ClusterIdentity {
         system_identifier,
         segment_bytes,
         major_version: cluster.installation.major_version,
     };
-    Repository::create(&data.path("repository"), identity).await.map_err(|error| {
+    Repository::create(&Location::Directory(data.path("repository")), identity, master_key).await.map_err(|error| {
         let failure = Failure::refused(error.to_string());
         Failure { hint: error.hint().map(str::to_owned), ..failure }
     })

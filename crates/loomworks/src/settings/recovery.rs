@@ -113,12 +113,16 @@ pub(crate) enum WalCommand {
     Push {
         #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
         repository: PathBuf,
+        #[arg(long, env = "LOOMWORKS_MASTER_KEY_FILE", value_name = "FILE")]
+        master_key_file: PathBuf,
         path: PathBuf,
     },
     /// Bring a WAL file back, as `restore_command` ends: `wal fetch --repository DIR %f %p`. Status 1: there is none.
     Fetch {
         #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
         repository: PathBuf,
+        #[arg(long, env = "LOOMWORKS_MASTER_KEY_FILE", value_name = "FILE")]
+        master_key_file: PathBuf,
         name: String,
         path: PathBuf,
     },

@@ -110,6 +110,10 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = 30, value_name = "DAYS", env = "LOOMWORKS_ARCHIVE_DAYS")]
     pub(crate) archive_days: u16,
 
+    /// How many days back a tenant can go: the recovery window.
+    #[arg(long, env = "LOOMWORKS_RECOVERY_DAYS", default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650))]
+    pub(crate) recovery_days: u16,
+
     /// For how many days a tenant is served whose subscription has ended.
     #[arg(long, default_value_t = 7, value_name = "DAYS", env = "LOOMWORKS_GRACE_DAYS")]
     pub(crate) grace_days: u16,

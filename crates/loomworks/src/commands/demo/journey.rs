@@ -334,7 +334,7 @@ impl Journey<'_> {
         snapshot: Option<SnapshotId>,
         time: Option<jiff::Timestamp>,
     ) -> Result<(), Failure> {
-        let body = RestoreTarget { snapshot, time, confirm: ACME.into() };
+        let body = RestoreTarget { snapshot, time, confirm: ACME.into(), ..RestoreTarget::default() };
         let started: RestoreStarted =
             self.client.post(&format!("/v1/tenants/{ACME}/restores"), &body).await?;
         self.client.follow(started.job).await.map(drop)
