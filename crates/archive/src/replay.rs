@@ -61,11 +61,13 @@ impl Repository {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Replayable, RepositoryError> {
         let mut replay = replay.clone();
+        let mut transactions_until = Lsn(0);
         loop {
-            match self.try_to_lay_out(&replay, directory, progress).await? {
+            match self.try_to_lay_out(&replay, transactions_until, directory, progress).await? {
                 Laid::Out(replayable) => return Ok(replayable),
                 // A database that was made as a copy of another's files needs those too.
                 Laid::Needs(oid) => drop(replay.databases.insert(oid)),
+                Laid::Copied(at) => transactions_until = at,
             }
         }
     }
@@ -73,6 +75,7 @@ impl Repository {
     async fn try_to_lay_out(
         &self,
         replay: &Replay,
+        transactions_until: Lsn,
         directory: &Path,
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Laid, RepositoryError> {
@@ -83,7 +86,7 @@ impl Repository {
         let names = self.objects(&replay.lineage, replay.from, to).await?;
         let total = names.len() as u64;
         let (sender, receiver) = mpsc::sync_channel(READ_AHEAD);
-        let mut merging = Merging::new(replay, directory, self.cluster.segment_bytes);
+        let mut merging = Merging::new(replay, transactions_until, directory, self.cluster.segment_bytes);
         let merged = tokio::task::spawn_blocking(move || merging.run(&receiver));
         let mut read = futures_util::stream::iter(names)
             .map(|name| self.read_streams(name, replay))
@@ -133,11 +136,14 @@ impl Repository {
 enum Laid {
     Out(Replayable),
     Needs(DatabaseOid),
+    /// A database that is kept was made here, as a copy of another one.
+    Copied(Lsn),
 }
 
 /// Merges streams in order and writes segments.
 struct Merging {
     replay: Replay,
+    transactions_until: Lsn,
     directory: PathBuf,
     segment_bytes: u64,
     stream_bytes: u64,
@@ -145,22 +151,26 @@ struct Merging {
 }
 
 impl Merging {
-    fn new(replay: &Replay, directory: &Path, segment_bytes: u64) -> Self {
+    fn new(replay: &Replay, transactions_until: Lsn, directory: &Path, segment_bytes: u64) -> Self {
         let (replay, directory) = (replay.clone(), directory.to_owned());
-        Self { replay, directory, segment_bytes, stream_bytes: 0, segments: 0 }
+        Self { replay, transactions_until, directory, segment_bytes, stream_bytes: 0, segments: 0 }
     }
 
     fn run(&mut self, receiver: &mpsc::Receiver<Streams>) -> Result<Laid, RepositoryError> {
         let mut selection: Option<Selection> = None;
         for Streams { name, header, shared, kept } in receiver {
             let Replay { from, next_xid, databases, until, .. } = &self.replay;
-            let selection = selection
-                .get_or_insert_with(|| Selection::new(header.geometry, *from, databases, *next_xid, *until));
+            let selection = selection.get_or_insert_with(|| {
+                let mut new = Selection::new(header.geometry, *from, databases, *next_xid, *until);
+                new.keep_transactions_until(self.transactions_until);
+                new
+            });
             self.stream_bytes += (shared.len() + kept.iter().map(Vec::len).sum::<usize>()) as u64;
             let kept: Vec<&[u8]> = kept.iter().map(Vec::as_slice).collect();
             match selection.push(&header.range, &shared, &kept) {
                 Ok(segments) => self.write(&segments)?,
                 Err(SelectError::NeedsDatabase(oid)) => return Ok(Laid::Needs(oid)),
+                Err(SelectError::Copied(at)) => return Ok(Laid::Copied(at)),
                 Err(error) => return Err(RepositoryError::damaged(&name, error)),
             }
             if selection.is_complete() {

@@ -65,6 +65,9 @@ impl Serving<'_> {
 }
 
 impl Recovering<'_> {
+    /// `hot_standby` stays on: without it `pg_ctl` calls a server started that has only begun to replay. It means nothing to
+    /// a server that recovers by itself.
+    ///
     /// It may lose everything at a crash (it would be made anew), and it must never archive: it carries the system
     /// identifier of its source.
     #[must_use]
@@ -74,7 +77,6 @@ impl Recovering<'_> {
         line(&mut out, "unix_socket_directories", &self.socket_directory.to_string_lossy());
         line(&mut out, "logging_collector", "off");
         line(&mut out, "archive_mode", "off");
-        line(&mut out, "hot_standby", "off");
         line(&mut out, "fsync", "off");
         line(&mut out, "full_page_writes", "off");
         line(&mut out, "synchronous_commit", "off");

@@ -116,7 +116,11 @@ pub(crate) fn finish(program: &str, output: std::io::Result<Output>) -> Result<O
         Ok(output) => Err(InstallationError::Failed {
             program,
             status: output.status.to_string(),
-            stderr: last_lines(&String::from_utf8_lossy(&output.stderr)),
+            // Some say on standard output what is wrong, like `pg_amcheck`.
+            stderr: last_lines(&String::from_utf8_lossy(match output.stderr.is_empty() {
+                true => &output.stdout,
+                false => &output.stderr,
+            })),
         }),
     }
 }

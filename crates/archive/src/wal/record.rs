@@ -47,6 +47,8 @@ pub(super) mod xlog {
 
 /// `RM_DBASE`: a database made by copying files.
 pub(super) const DBASE_CREATE_FILE_COPY: u8 = 0x00;
+/// `RM_DBASE`: a database whose pages follow, as those of another one were.
+pub(super) const DBASE_CREATE_WAL_LOG: u8 = 0x10;
 
 /// The fixed part of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,8 @@
 //! - making and dropping tablespaces, which would touch the live cluster's directories;
 //! - a record that a crash cut short, with the record that says so;
 //! - the end of a transaction that did nothing to what is kept: see [`Transactions`]. The side cluster then takes it for
-//!   one that never ended, and nothing there refers to it.
+//!   one that never ended, and nothing there refers to it. A kept database that is made within the log is a copy of another
+//!   one, and its rows name transactions that worked in that one: all that ended before it was made are kept.
 //!
 //! A record may be cut by the end of a range within its headers, so that its head is in the shared stream and its tail in its
 //! database's. It is known to be kept once its tail comes. Hence the segments come one range late.
@@ -21,7 +22,7 @@ use loomworks_core::lsn::Lsn;
 use super::SHARED;
 use super::layout::{Geometry, Range, align, u32_at};
 use super::pieces::{Damaged, Piece, Pieces, Stream};
-use super::record::{DBASE_CREATE_FILE_COPY, HEADER, Header, Parts, is_plausible_total, rm, xlog};
+use super::record::{DBASE_CREATE_FILE_COPY, DBASE_CREATE_WAL_LOG, HEADER, Header, Parts, is_plausible_total, rm, xlog};
 use super::sheet::{Sheet, SparseSegment};
 use super::xact;
 
@@ -54,6 +55,10 @@ pub struct Outcome {
 pub enum SelectError {
     #[error(transparent)]
     Damaged(#[from] Damaged),
+    /// Start again with [`Selection::keep_transactions_until`] this position: what was copied into a kept database names
+    /// transactions that worked in another one, whose ends have been dropped.
+    #[error("a kept database was made as a copy of another one at {0}")]
+    Copied(Lsn),
     /// Start again with this one kept too.
     #[error("a kept database was made as a copy of the files of database {0}, which is not kept")]
     NeedsDatabase(u32),
@@ -71,6 +76,10 @@ pub struct Selection {
     /// Place of the first record that recovery reads.
     from: u64,
     transactions: Transactions,
+    /// The ends of all transactions before this place are kept.
+    transactions_until: u64,
+    /// The end of a transaction was dropped.
+    dropped_an_end: bool,
     sheet: Sheet,
     /// Up to this place everything is written.
     written: u64,
@@ -113,6 +122,8 @@ impl Selection {
             until,
             from: place,
             transactions: Transactions::new(next_xid),
+            transactions_until: 0,
+            dropped_an_end: false,
             sheet: Sheet::new(geometry),
             written: place,
             prev: 0,
@@ -124,6 +135,11 @@ impl Selection {
             last_commit: None,
             latest_time: None,
         }
+    }
+
+    /// Keeps the ends of all transactions before a position.
+    pub fn keep_transactions_until(&mut self, lsn: Lsn) {
+        self.transactions_until = self.geometry.place(lsn.0);
     }
 
     /// Nothing more is needed: what `until` asks for was reached.
@@ -312,9 +328,13 @@ impl Selection {
                 _ if xact::has_time(info) => return Ok(self.transaction_ends(record)),
                 _ => {}
             },
-            (rm::DBASE, DBASE_CREATE_FILE_COPY) => {
+            (rm::DBASE, code @ (DBASE_CREATE_FILE_COPY | DBASE_CREATE_WAL_LOG)) => {
+                if self.dropped_an_end {
+                    return Err(SelectError::Copied(Lsn(self.geometry.lsn(record.place))));
+                }
                 // The source is the third number.
                 let source = main_of(record).and_then(|main| main.get(8..12)).map(|bytes| u32_at(bytes, 0));
+                let source = source.filter(|_| code == DBASE_CREATE_FILE_COPY);
                 if let Some(source) = source.filter(|source| !self.kept.contains(source)) {
                     return Err(SelectError::NeedsDatabase(source));
                 }
@@ -331,6 +351,7 @@ impl Selection {
         let info = record.header.info;
         let Some(end) = xact::End::read(info, main, self.geometry.version) else { return true };
         let keep = self.transactions.end(record.header.xid, &end)
+            || record.place < self.transactions_until
             || end.dropped_in().any(|database| database == SHARED || self.kept.contains(&database));
         if let (true, Until::Time(time)) = (keep, self.until)
             && end.time > time
@@ -340,6 +361,7 @@ impl Selection {
             self.last_commit = Some(end.time);
         }
         self.latest_time = self.latest_time.max(Some(end.time));
+        self.dropped_an_end |= !keep;
         keep
     }
 
