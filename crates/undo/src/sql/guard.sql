@@ -100,12 +100,13 @@ END $$;
 REVOKE ALL ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) TO PUBLIC;
 
--- These run as whoever runs the DDL, and so can tell the superuser (and our own functions) from everybody else. The
--- undo engine makes nothing but temporary tables; what runs in its session as another role is the tenant's code.
+-- These run as whoever runs the DDL, and so can tell the superuser (and our own functions) from everybody else: only he has
+-- the rights of the one with the number 10, whom initdb makes. The undo engine makes nothing but temporary tables; what runs
+-- in its session as another role is the tenant's code.
 CREATE OR REPLACE FUNCTION loomworks.on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    IF current_user = 'loomworks_undo' OR pg_has_role(10, 'USAGE') THEN
         RETURN;
     END IF;
     PERFORM loomworks.after_ddl(tg_tag);
@@ -114,7 +115,7 @@ END $$;
 CREATE OR REPLACE FUNCTION loomworks.on_drop() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    IF current_user = 'loomworks_undo' OR pg_has_role(10, 'USAGE') THEN
         RETURN;
     END IF;
     PERFORM loomworks.after_drop(tg_tag);
