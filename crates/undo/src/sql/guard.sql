@@ -94,6 +94,8 @@ BEGIN
         FOR target IN
             SELECT t FROM loomworks.recordable() t LEFT JOIN loomworks.relation r ON r.oid = t
             WHERE r.oid IS NULL OR r.name <> t::regclass::text OR t = ANY (whole)
+            -- Its columns are the type's.
+            OR tag = 'ALTER TYPE' AND EXISTS (SELECT FROM pg_class c WHERE c.oid = t AND c.reloftype <> 0)
         LOOP
             PERFORM loomworks.enrol(target);
             tables := tables || target;
@@ -114,6 +116,7 @@ CREATE OR REPLACE FUNCTION loomworks.after_drop(tag text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
     dropped record;
+    number integer;
 BEGIN
     FOR dropped IN SELECT * FROM pg_event_trigger_dropped_objects() LOOP
         IF dropped.schema_name = 'loomworks' THEN
@@ -134,6 +137,12 @@ BEGIN
         END IF;
         IF dropped.classid = 'pg_class'::regclass AND dropped.objsubid = 0 THEN
             UPDATE loomworks.relation SET oid = NULL, fingerprint = NULL WHERE oid = dropped.objid;
+        ELSIF dropped.object_type = 'table column' AND tag <> 'ALTER TABLE' THEN
+            -- It went with its type, and after_ddl() is told of no table.
+            SELECT r.id INTO number FROM loomworks.relation r WHERE r.oid = dropped.objid;
+            IF FOUND THEN
+                PERFORM loomworks.follow_columns(dropped.objid, number, false);
+            END IF;
         END IF;
     END LOOP;
 END $$;

@@ -128,6 +128,27 @@ async fn partitions_and_heirs_get_columns_with_their_parent() {
 }
 
 #[tokio::test]
+async fn tables_get_and_lose_columns_with_a_type() {
+    let tenant = Tenant::with(
+        "CREATE TYPE shape AS (id int, v int); CREATE TABLE thing OF shape; INSERT INTO thing VALUES (1, 1);
+         CREATE TYPE mood AS ENUM ('glad'); CREATE TABLE person (id int, feels mood, name text);
+         INSERT INTO person VALUES (1, 'glad', 'a')",
+    )
+    .await;
+    for upgrade in [
+        "ALTER TYPE shape ADD ATTRIBUTE note text CASCADE; UPDATE thing SET note = 'x'",
+        "ALTER TYPE shape RENAME ATTRIBUTE v TO w CASCADE",
+        "ALTER TYPE shape DROP ATTRIBUTE w CASCADE",
+        "ALTER TYPE mood RENAME TO temper",
+        "DROP TYPE temper CASCADE",
+    ] {
+        tenant.by_app(upgrade).await;
+        tenant.records_all_of("thing", upgrade).await;
+        tenant.records_all_of("person", upgrade).await;
+    }
+}
+
+#[tokio::test]
 async fn the_function_that_records_stays_ours() {
     let tenant = Tenant::with(GOODS).await;
     let its = "SELECT format('%s %s %s %s', proowner::regrole, prosecdef, proacl, proconfig) FROM pg_proc
