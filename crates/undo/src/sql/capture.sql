@@ -3,18 +3,8 @@
 -- The values are stored in columns of their own type, because every detour loses something: jsonb knows no -0, text
 -- depends on settings that the agent chooses, and casts may be the agent's own.
 
--- What a column's values are stored as. Types that somebody made could be dropped under the log: they become text.
-CREATE OR REPLACE FUNCTION loomworks.stored_type(type oid, modifier integer) RETURNS text
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-    RETURN CASE WHEN type < 16384 THEN format_type(type, modifier) ELSE 'text' END;
-
--- How a trigger reads a column's value. format() calls the type's output function and no cast; num_nonnulls() tells
--- NULL from a composite of NULLs.
-CREATE OR REPLACE FUNCTION loomworks.stored_value(record text, attname name, type oid) RETURNS text
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-    RETURN CASE WHEN type < 16384 THEN format('%s.%s', record, '"' || replace(attname, '"', '""') || '"')
-        ELSE format('CASE WHEN pg_catalog.num_nonnulls(%1$s.%2$s) OPERATOR(pg_catalog.=) 1 THEN pg_catalog.format(''%%s'', %1$s.%2$s) END',
-                    record, '"' || replace(attname, '"', '""') || '"') END;
+-- Of an older program.
+DROP FUNCTION IF EXISTS loomworks.stored_type(oid, integer), loomworks.stored_value(text, name, oid);
 
 -- One row for each client statement of an AI session that reaches a recorded table. A cascade comes here for each row,
 -- so what is there already is found out first.
@@ -43,83 +33,84 @@ END $$;
 ALTER FUNCTION loomworks.begin_operation() OWNER TO loomworks_log;
 REVOKE ALL ON FUNCTION loomworks.begin_operation() FROM PUBLIC;
 
--- The tables' triggers as text, to notice that one was changed.
+-- Our triggers on the tables as text, to notice that one was changed: each, and those of a table together.
+CREATE OR REPLACE VIEW loomworks.own_trigger AS
+    SELECT tgrelid AS relation, tgname AS name,
+        format('%s %s %s %s %s %s', tgrelid, tgname, tgfoid, tgtype, tgenabled, md5(coalesce(tgqual::text, ''))) AS now
+    FROM pg_trigger WHERE NOT tgisinternal AND starts_with(tgname, '!loomworks_');
 CREATE OR REPLACE VIEW loomworks.fingerprint AS
-    SELECT tgrelid AS relation, string_agg(format('%s %s %s %s %s', tgname, tgfoid, tgtype, tgenabled, md5(coalesce(tgqual::text, ''))),
-                                           ', ' ORDER BY tgname) AS now
-    FROM pg_trigger WHERE NOT tgisinternal AND starts_with(tgname, '!loomworks_') GROUP BY tgrelid;
+    SELECT relation, string_agg(now, ', ' ORDER BY name) AS now FROM loomworks.own_trigger GROUP BY relation;
 
--- Records a table from now on, or brings its recording up to date after the table was changed.
-CREATE OR REPLACE FUNCTION loomworks.enrol(target oid) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
+-- Brings the columns of a table's log, and the function that fills it, up to date. That is all there is to do when a
+-- table that is recorded has got other columns: triggers stay what they are.
+--
+-- Each tenant's database runs this once in a session when an app is upgraded, so that it is few statements, without what
+-- takes long to plan. "anew": the function is written also when no column has changed.
+CREATE OR REPLACE FUNCTION loomworks.follow_columns(target oid, number integer, anew boolean) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off SET check_function_bodies = off AS $$
 DECLARE
-    -- session_user cannot be changed by anybody but a superuser; SET ROLE does not change it. The names compare as
-    -- bytes: '`' follows '_'. The undo engine's own changes are recorded as well, so that they can be undone.
-    agent CONSTANT text := '(session_user >= ''lwai_'' AND session_user < ''lwai`'')';
-    recorded CONSTANT text := '(' || agent || ' OR session_user = ''loomworks_undo'')';
-    table_name CONSTANT text := target::regclass::text;
-    is_leaf boolean;
-    number integer;
-    log text;
-    function text;
+    log CONSTANT text := 'loomworks.row_' || number;
     col record;
-    old_columns text := '';
-    new_columns text := '';
-    old_values text := '';
-    new_values text := '';
+    this_slot integer := 0;
+    is_changed boolean := anew;
+    is_made boolean := false;
+    additions text;
+    -- With %1$s for "o" and "n", and for OLD, NEW and the row of a copy.
+    columns text := '';
     row_values text := '';
     settings text := '';
     body text;
 BEGIN
-    SELECT relkind = 'r' INTO is_leaf FROM pg_class WHERE oid = target;
-    INSERT INTO loomworks.relation (oid, name) VALUES (target, table_name)
-    ON CONFLICT (oid) DO UPDATE SET name = excluded.name RETURNING id INTO number;
-    log := format('loomworks.row_%s', number);
-    function := format('loomworks.capture_%s', number);
-
-    IF to_regclass(log) IS NULL THEN
-        EXECUTE format('CREATE TABLE %s (seq bigint NOT NULL DEFAULT nextval(''loomworks.row_seq''), xid xid8 NOT NULL,
-                            at timestamptz NOT NULL, kind "char" NOT NULL)', log);
-        EXECUTE format('ALTER TABLE %s OWNER TO loomworks_log', log);
-        EXECUTE format('CREATE INDEX ON %s (xid)', log);
-        EXECUTE format('GRANT SELECT ON %s TO loomworks_undo', log);
-    END IF;
-
-    -- A column that is gone keeps its slot; one that was given another type gets a new one.
-    UPDATE loomworks.attribute a SET attnum = NULL WHERE relation_id = number AND NOT EXISTS (
-        SELECT FROM pg_attribute p WHERE p.attrelid = target AND p.attnum = a.attnum AND NOT p.attisdropped
-        AND format_type(p.atttypid, p.atttypmod) = a.type);
-    UPDATE loomworks.attribute a SET name = p.attname FROM pg_attribute p
-    WHERE relation_id = number AND p.attrelid = target AND p.attnum = a.attnum AND p.attname <> a.name;
+    -- What is recorded and what is there. A column that is gone keeps its slot; one that was given another type is gone,
+    -- and gets a new slot.
+    --
+    -- Types that somebody made could be dropped under the log, and are stored as text. format() calls the type's output
+    -- function and no cast; num_nonnulls() tells NULL from a composite of NULLs.
     FOR col IN
-        SELECT p.* FROM pg_attribute p WHERE p.attrelid = target AND p.attnum > 0 AND NOT p.attisdropped
-        AND NOT EXISTS (SELECT FROM loomworks.attribute a WHERE a.relation_id = number AND a.attnum = p.attnum)
-        ORDER BY p.attnum
+        SELECT a.slot, a.attnum AS was, a.name, p.attnum, p.attname, p.type, p.atttypid >= 16384 AS is_made,
+            '"' || replace(replace(p.attname, '"', '""'), '%', '%%') || '"' AS quoted
+        FROM (SELECT slot, attnum, name, type FROM loomworks.attribute WHERE relation_id = number) a
+        FULL JOIN (SELECT attnum, attname, atttypid, format_type(atttypid, atttypmod) AS type FROM pg_attribute
+                   WHERE attrelid = target AND attnum > 0 AND NOT attisdropped) p
+        ON a.attnum = p.attnum AND a.type = p.type ORDER BY a.slot
     LOOP
-        INSERT INTO loomworks.attribute (relation_id, slot, attnum, name, type, since)
-        VALUES (number, (SELECT coalesce(max(slot), 0) + 1 FROM loomworks.attribute WHERE relation_id = number),
-                col.attnum, col.attname, format_type(col.atttypid, col.atttypmod), nextval('loomworks.row_seq'));
-        EXECUTE format('ALTER TABLE %s ADD COLUMN o%s %s, ADD COLUMN n%2$s %3$s', log,
-            (SELECT max(slot) FROM loomworks.attribute WHERE relation_id = number),
-            loomworks.stored_type(col.atttypid, col.atttypmod));
-    END LOOP;
-
-    FOR col IN
-        SELECT a.slot, p.attname, p.atttypid FROM loomworks.attribute a
-        JOIN pg_attribute p ON p.attrelid = target AND p.attnum = a.attnum
-        WHERE a.relation_id = number ORDER BY a.slot
-    LOOP
-        old_columns := old_columns || format(', o%s', col.slot);
-        new_columns := new_columns || format(', n%s', col.slot);
-        old_values := old_values || ', ' || loomworks.stored_value('OLD', col.attname, col.atttypid);
-        new_values := new_values || ', ' || loomworks.stored_value('NEW', col.attname, col.atttypid);
-        row_values := row_values || ', ' || loomworks.stored_value('r', col.attname, col.atttypid);
-        IF col.atttypid >= 16384 THEN
-            -- Text of such a value must not depend on what the agent has set.
-            settings := 'SET DateStyle = ''ISO, YMD'' SET IntervalStyle = ''iso_8601'' SET extra_float_digits = 1
-                         SET bytea_output = ''hex'' SET TimeZone = ''UTC'' SET lc_monetary = ''C''';
+        this_slot := coalesce(col.slot, this_slot + 1);
+        IF col.attnum IS NULL THEN
+            IF col.was IS NOT NULL THEN
+                UPDATE loomworks.attribute SET attnum = NULL WHERE relation_id = number AND slot = this_slot;
+                is_changed := true;
+            END IF;
+            CONTINUE;
+        END IF;
+        IF col.slot IS NULL THEN
+            INSERT INTO loomworks.attribute (relation_id, slot, attnum, name, type, since)
+            VALUES (number, this_slot, col.attnum, col.attname, col.type, nextval('loomworks.row_seq'));
+            additions := concat_ws(', ', additions, format('ADD COLUMN o%s %s, ADD COLUMN n%1$s %2$s', this_slot,
+                                                           CASE WHEN col.is_made THEN 'text' ELSE col.type END));
+            is_changed := true;
+        ELSIF col.name <> col.attname THEN
+            UPDATE loomworks.attribute SET name = col.attname WHERE relation_id = number AND slot = this_slot;
+            is_changed := true;
+        END IF;
+        columns := format('%s, %%1$s%s', columns, this_slot);
+        IF col.is_made THEN
+            is_made := true;
+            row_values := row_values || format(', CASE WHEN pg_catalog.num_nonnulls(%%1$s.%1$s) OPERATOR(pg_catalog.=) 1 THEN pg_catalog.format(''%%%%s'', %%1$s.%1$s) END', col.quoted);
+        ELSE
+            row_values := row_values || ', %1$s.' || col.quoted;
         END IF;
     END LOOP;
+    IF NOT is_changed THEN
+        RETURN;
+    END IF;
+    IF additions IS NOT NULL THEN
+        EXECUTE format('ALTER TABLE %s %s', log, additions);
+    END IF;
+    IF is_made THEN
+        -- Text of such a value must not depend on what the agent has set.
+        settings := 'SET DateStyle = ''ISO, YMD'' SET IntervalStyle = ''iso_8601'' SET extra_float_digits = 1
+                     SET bytea_output = ''hex'' SET TimeZone = ''UTC'' SET lc_monetary = ''C''';
+    END IF;
 
     -- Names are the tenant's and may contain anything, the marks of a quotation too: the body is quoted as a value.
     body := format($f$
@@ -150,13 +141,46 @@ BEGIN
             END IF;
             RETURN NULL;
         END $f$,
-        log, old_columns, new_columns, old_values, new_values,
+        log, format(columns, 'o'), format(columns, 'n'), format(row_values, 'OLD'), format(row_values, 'NEW'),
         format('INSERT INTO %s (xid, at, kind%s) SELECT pg_current_xact_id(), statement_timestamp(), ''D''%s FROM ONLY %%s r',
-               log, old_columns, replace(row_values, '%', '%%')),
+               log, format(columns, 'o'), replace(format(row_values, 'r'), '%', '%%')),
         number);
-    EXECUTE format('CREATE OR REPLACE FUNCTION %s() RETURNS trigger
+    -- Keeps its owner and who may call it.
+    EXECUTE format('CREATE OR REPLACE FUNCTION loomworks.capture_%s() RETURNS trigger
                         LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp %s AS %L',
-                   function, settings, body);
+                   number, settings, body);
+END $$;
+REVOKE ALL ON FUNCTION loomworks.follow_columns(oid, integer, boolean) FROM PUBLIC;
+
+-- Records a table from now on, or brings all of its recording up to date after it was changed.
+CREATE OR REPLACE FUNCTION loomworks.enrol(target oid) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
+DECLARE
+    -- session_user cannot be changed by anybody but a superuser; SET ROLE does not change it. The names compare as
+    -- bytes: '`' follows '_'. The undo engine's own changes are recorded as well, so that they can be undone.
+    agent CONSTANT text := '(session_user >= ''lwai_'' AND session_user < ''lwai`'')';
+    recorded CONSTANT text := '(' || agent || ' OR session_user = ''loomworks_undo'')';
+    table_name CONSTANT text := target::regclass::text;
+    is_leaf boolean;
+    number integer;
+    log text;
+    function text;
+BEGIN
+    SELECT relkind = 'r' INTO is_leaf FROM pg_class WHERE oid = target;
+    INSERT INTO loomworks.relation (oid, name) VALUES (target, table_name)
+    ON CONFLICT (oid) DO UPDATE SET name = excluded.name RETURNING id INTO number;
+    log := format('loomworks.row_%s', number);
+    function := format('loomworks.capture_%s', number);
+
+    IF to_regclass(log) IS NULL THEN
+        EXECUTE format('CREATE TABLE %s (seq bigint NOT NULL DEFAULT nextval(''loomworks.row_seq''), xid xid8 NOT NULL,
+                            at timestamptz NOT NULL, kind "char" NOT NULL)', log);
+        EXECUTE format('ALTER TABLE %s OWNER TO loomworks_log', log);
+        EXECUTE format('CREATE INDEX ON %s (xid)', log);
+        EXECUTE format('GRANT SELECT ON %s TO loomworks_undo', log);
+    END IF;
+
+    PERFORM loomworks.follow_columns(target, number, true);
     EXECUTE format('ALTER FUNCTION %s() OWNER TO loomworks_log', function);
     EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function);
 

@@ -8,22 +8,32 @@
 CREATE OR REPLACE FUNCTION loomworks.after_ddl(tag text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
-    tags text[];
+    -- What an app's upgrade mostly is. None of these makes a table or a sequence, or gives a name to what it does not name.
+    plain CONSTANT text[] := ARRAY['ALTER TABLE', 'CREATE INDEX', 'COMMENT'];
+    is_plain boolean;
+    is_ours boolean;
     temporary boolean;
     refused text;
     changed text;
+    -- The tables that the statement has named, with what is below them, and those of which more than columns may have changed.
+    tables oid[];
+    below oid[];
+    whole oid[];
     target oid;
+    number integer;
+    is_whole boolean;
+    limits record;
     holds_users oid;
     is_agent CONSTANT boolean := session_user >= 'lwai_' AND session_user < 'lwai`';
     -- What would run later in somebody else's session, with his rights.
     is_code CONSTANT text := '^(CREATE|ALTER|DROP) (FUNCTION|PROCEDURE|ROUTINE|AGGREGATE|TRIGGER|RULE|CAST|OPERATOR|OPERATOR CLASS|OPERATOR FAMILY|EVENT TRIGGER|LANGUAGE|EXTENSION|TRANSFORM|CONVERSION|POLICY|FOREIGN DATA WRAPPER|SERVER|USER MAPPING|FOREIGN TABLE|PUBLICATION|SUBSCRIPTION)$';
 BEGIN
-    -- The parts of a CREATE SCHEMA come with their own tags.
-    SELECT coalesce(array_agg(DISTINCT command_tag), '{}') || tag, bool_and(coalesce(schema_name = 'pg_temp', false))
-    INTO tags, temporary FROM pg_event_trigger_ddl_commands();
-    -- Some functions belong to the roles as which the tenant's code runs.
-    SELECT object_identity INTO refused FROM pg_event_trigger_ddl_commands() WHERE schema_name = 'loomworks' LIMIT 1;
-    IF refused IS NOT NULL THEN
+    -- Some functions in our schema belong to the roles as which the tenant's code runs.
+    SELECT bool_and(command_tag = ANY (plain)) AND tag = ANY (plain), bool_and(schema_name IS NOT DISTINCT FROM 'pg_temp'),
+        bool_or(schema_name = 'loomworks'), array_agg(objid) FILTER (WHERE object_type IN ('table', 'table column'))
+    INTO is_plain, temporary, is_ours, tables FROM pg_event_trigger_ddl_commands();
+    IF is_ours THEN
+        SELECT object_identity INTO refused FROM pg_event_trigger_ddl_commands() WHERE schema_name = 'loomworks' LIMIT 1;
         RAISE EXCEPTION 'loomworks: % is the platform''s and cannot be changed', refused USING ERRCODE = 'LW001';
     END IF;
     -- Code of the tenant's that an undo, or counting his users, has called.
@@ -31,7 +41,9 @@ BEGIN
         RAISE EXCEPTION 'loomworks: nothing is made or changed here (%)', tag USING ERRCODE = 'LW001';
     END IF;
     IF is_agent THEN
-        SELECT t INTO refused FROM unnest(tags) t WHERE t ~ is_code LIMIT 1;
+        -- The parts of a CREATE SCHEMA come with their own tags.
+        SELECT t INTO refused FROM (SELECT tag UNION ALL SELECT command_tag FROM pg_event_trigger_ddl_commands()) all_of_them (t)
+        WHERE t ~ is_code LIMIT 1;
         IF refused IS NOT NULL THEN
             RAISE EXCEPTION 'loomworks: an AI session may not run %', refused USING ERRCODE = 'LW403',
                 HINT = 'It would run in other people''s sessions. Ask a person to do it.';
@@ -44,29 +56,59 @@ BEGIN
             ON CONFLICT (xid, at) DO UPDATE SET kind = 'ddl', note = operation.note || excluded.note;
         END IF;
     END IF;
-    SELECT r.name INTO changed FROM loomworks.relation r LEFT JOIN loomworks.fingerprint f ON f.relation = r.oid
-    WHERE r.oid IS NOT NULL AND f.now IS DISTINCT FROM r.fingerprint AND EXISTS (SELECT FROM pg_class c WHERE c.oid = r.oid)
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'loomworks: the recording of % cannot be changed', changed USING ERRCODE = 'LW001';
-    END IF;
-    FOR target IN
-        SELECT t FROM loomworks.recordable() t LEFT JOIN loomworks.relation r ON r.oid = t
-        WHERE r.oid IS NULL OR r.name <> t::regclass::text
-        OR EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass AND d.objid = t)
-    LOOP
-        PERFORM loomworks.enrol(target);
-        IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgfoid = 'loomworks.check_users'::regproc) THEN
-            holds_users := target;
+    -- All at once, which is quickly planned, and only if something is not as it was, one by one.
+    IF (SELECT string_agg(t.now, ', ' ORDER BY t.relation, t.name) FROM loomworks.own_trigger t) IS DISTINCT FROM
+       (SELECT string_agg(r.fingerprint, ', ' ORDER BY r.oid) FROM loomworks.relation r WHERE r.oid IS NOT NULL) THEN
+        SELECT r.name INTO changed FROM loomworks.relation r LEFT JOIN loomworks.fingerprint f ON f.relation = r.oid
+        WHERE r.oid IS NOT NULL AND f.now IS DISTINCT FROM r.fingerprint AND EXISTS (SELECT FROM pg_class c WHERE c.oid = r.oid)
+        LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'loomworks: the recording of % cannot be changed', changed USING ERRCODE = 'LW001';
         END IF;
+    END IF;
+
+    SELECT max_users, users_table INTO limits FROM loomworks.quota;
+    -- What is done to a table is done to its partitions and heirs, which the statement does not name.
+    below := tables;
+    WHILE below IS NOT NULL LOOP
+        SELECT array_agg(inhrelid) INTO below FROM pg_inherits WHERE inhparent = ANY (below);
+        tables := tables || below;
     END LOOP;
-    -- A right that was revoked is given again, and one to what is new. These make nothing and take nothing away, and are
-    -- what an app's upgrade mostly is.
-    IF NOT tags <@ ARRAY['ALTER TABLE', 'CREATE INDEX', 'COMMENT'] THEN
+    IF tables IS NOT NULL THEN
+        FOREACH target IN ARRAY tables LOOP
+            -- As its triggers are what they were, it needs others only if it has a name for which there are some, or may have
+            -- come to be one of the tables of users.
+            SELECT r.id INTO number FROM loomworks.relation r WHERE r.oid = target AND r.name = target::regclass::text;
+            is_whole := NOT FOUND;
+            IF limits.users_table IS NOT NULL AND NOT is_whole THEN
+                is_whole := to_regclass(limits.users_table) = target OR EXISTS (SELECT FROM pg_inherits WHERE inhrelid = target);
+            END IF;
+            IF is_whole THEN
+                whole := whole || target;
+            ELSE
+                PERFORM loomworks.follow_columns(target, number, false);
+            END IF;
+        END LOOP;
+    END IF;
+    IF is_plain IS NOT TRUE OR whole IS NOT NULL THEN
+        FOR target IN
+            SELECT t FROM loomworks.recordable() t LEFT JOIN loomworks.relation r ON r.oid = t
+            WHERE r.oid IS NULL OR r.name <> t::regclass::text OR t = ANY (whole)
+            -- Its columns are the type's.
+            OR tag = 'ALTER TYPE' AND EXISTS (SELECT FROM pg_class c WHERE c.oid = t AND c.reloftype <> 0)
+        LOOP
+            PERFORM loomworks.enrol(target);
+            tables := tables || target;
+        END LOOP;
+        -- A right that was revoked is given again, and one to what is new.
         PERFORM loomworks.admit_writer();
     END IF;
-    IF holds_users IS NOT NULL THEN
-        PERFORM loomworks.check_users_after_ddl(holds_users);
+    IF limits.max_users IS NOT NULL AND limits.users_table IS NOT NULL THEN
+        SELECT tgrelid INTO holds_users FROM pg_trigger
+        WHERE tgrelid = ANY (tables) AND tgfoid = 'loomworks.check_users'::regproc LIMIT 1;
+        IF FOUND THEN
+            PERFORM loomworks.check_users_after_ddl(holds_users);
+        END IF;
     END IF;
 END $$;
 
@@ -74,6 +116,7 @@ CREATE OR REPLACE FUNCTION loomworks.after_drop(tag text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
     dropped record;
+    number integer;
 BEGIN
     FOR dropped IN SELECT * FROM pg_event_trigger_dropped_objects() LOOP
         IF dropped.schema_name = 'loomworks' THEN
@@ -94,18 +137,25 @@ BEGIN
         END IF;
         IF dropped.classid = 'pg_class'::regclass AND dropped.objsubid = 0 THEN
             UPDATE loomworks.relation SET oid = NULL, fingerprint = NULL WHERE oid = dropped.objid;
+        ELSIF dropped.object_type = 'table column' AND tag <> 'ALTER TABLE' THEN
+            -- It went with its type, and after_ddl() is told of no table.
+            SELECT r.id INTO number FROM loomworks.relation r WHERE r.oid = dropped.objid;
+            IF FOUND THEN
+                PERFORM loomworks.follow_columns(dropped.objid, number, false);
+            END IF;
         END IF;
     END LOOP;
 END $$;
 REVOKE ALL ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) TO PUBLIC;
 
--- These run as whoever runs the DDL, and so can tell the superuser (and our own functions) from everybody else. The
--- undo engine makes nothing but temporary tables; what runs in its session as another role is the tenant's code.
+-- These run as whoever runs the DDL, and so can tell the superuser (and our own functions) from everybody else: only he has
+-- the rights of the one with the number 10, whom initdb makes. The undo engine makes nothing but temporary tables; what runs
+-- in its session as another role is the tenant's code.
 CREATE OR REPLACE FUNCTION loomworks.on_ddl() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    IF current_user = 'loomworks_undo' OR pg_has_role(10, 'USAGE') THEN
         RETURN;
     END IF;
     PERFORM loomworks.after_ddl(tg_tag);
@@ -114,7 +164,7 @@ END $$;
 CREATE OR REPLACE FUNCTION loomworks.on_drop() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    IF current_user = 'loomworks_undo' OR pg_has_role(10, 'USAGE') THEN
         RETURN;
     END IF;
     PERFORM loomworks.after_drop(tg_tag);

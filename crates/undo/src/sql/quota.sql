@@ -282,7 +282,7 @@ CREATE OR REPLACE FUNCTION loomworks.refuse_full_ddl() RETURNS event_trigger
 DECLARE
     what text;
 BEGIN
-    IF current_user = 'loomworks_undo' OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    IF current_user = 'loomworks_undo' OR pg_has_role(10, 'USAGE') THEN
         RETURN;
     END IF;
     IF tg_event = 'table_rewrite' THEN

@@ -16,3 +16,4 @@ mod tables;
 mod tenant;
 mod triggers;
 mod types;
+mod upgrades;

@@ -43,6 +43,9 @@ async fn no_way_of_writing_makes_one_user_too_many() {
         "MERGE INTO users USING (VALUES ('d')) v (login) ON users.login = v.login WHEN NOT MATCHED THEN INSERT VALUES (v.login)",
         "WITH x AS (INSERT INTO users VALUES ('d') RETURNING 1) SELECT * FROM x",
         "CREATE TABLE heir () INHERITS (users); INSERT INTO heir VALUES ('d')",
+        "CREATE TABLE heir (LIKE users INCLUDING ALL); ALTER TABLE heir INHERIT users; INSERT INTO heir VALUES ('d')",
+        "ALTER TABLE users ADD COLUMN note text; INSERT INTO users VALUES ('d')",
+        "REVOKE ALL ON users FROM loomworks_quota; ALTER TABLE users ADD COLUMN note text; INSERT INTO users VALUES ('d')",
         "ALTER TABLE users RENAME TO people; INSERT INTO people VALUES ('d')",
         "BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO users VALUES ('d')",
     ] {
