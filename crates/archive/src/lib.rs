@@ -12,10 +12,10 @@
 //! backups/20260101T020000Z-4f1d…/manifest.json   written last: now it is a backup
 //! ```
 
+pub mod archived;
 pub mod backup;
 pub mod repository;
 pub mod restore;
 pub mod segment;
-pub mod wal;
 
 pub use repository::{ClusterIdentity, Repository, RepositoryError};

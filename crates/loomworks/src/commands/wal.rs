@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use loomworks_archive::Repository;
-use loomworks_archive::wal::PushError;
+use loomworks_archive::archived::PushError;
 
 use crate::output::Failure;
 use crate::settings::WalCommand;
