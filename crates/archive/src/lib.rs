@@ -17,5 +17,6 @@ pub mod backup;
 pub mod repository;
 pub mod restore;
 pub mod segment;
+pub mod wal;
 
 pub use repository::{ClusterIdentity, Repository, RepositoryError};
