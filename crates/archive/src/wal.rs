@@ -27,7 +27,7 @@
 //! | XACT prepare: locks, oids, and the identifier that a session chose | database of the session |
 //! | XACT commit, abort, also of prepared ones: times, xids, locators, hashes of catalog keys; with `wal_level = logical` the identifier of a prepared transaction, which is a name and no row | shared |
 //! | XACT assignment, invalidations; STANDBY: xids, oids, hashes | shared |
-//! | XLOG but full-page images, CLOG, MULTIXACT, COMMIT_TS, REPLORIGIN, TBLSPC | shared |
+//! | XLOG but full-page images, CLOG, MULTIXACT, `COMMIT_TS`, REPLORIGIN, TBLSPC | shared |
 //! | without block references, of an extension's resource manager | shared, counted as unclassified |
 //!
 //! Facts are from PostgreSQL's `access/xlogrecord.h`, `xlog_internal.h`, `xlogreader.c` and the headers of the resource
@@ -39,6 +39,8 @@ mod layout;
 mod merge;
 mod pieces;
 mod record;
+mod select;
+mod sheet;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,8 @@ pub use layout::{Geometry, NoGeometry, PAGE_BYTES, Range};
 pub use merge::merge;
 pub use pieces::Damaged;
 pub use record::checkpoint_next_xid;
+pub use select::{Outcome, SelectError, Selection, Until};
+pub use sheet::SparseSegment;
 pub use split::{Split, SplitError, Tail, split};
 pub use version::{UnknownVersion, Version};
 pub use walk::Carry;

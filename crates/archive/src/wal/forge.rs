@@ -237,3 +237,75 @@ pub(super) fn end(time: i64, subxacts: &[u32], dropped_in: &[u32], prepared: Opt
     }
     (0x80, main)
 }
+
+/// Reads records as PostgreSQL does, from `from` until it would stop. Returns them and the position where it stopped.
+pub(super) fn read(geometry: &Geometry, start: u64, bytes: &[u8], from: u64) -> (Vec<Forged>, u64) {
+    let number = |at: u64, len: usize| -> Option<u64> {
+        let at = at.checked_sub(start)? as usize;
+        let found = bytes.get(at..at + len)?;
+        Some(found.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    };
+    // Magic, address, timeline; gives flags, remaining length and where payload begins.
+    let page = |at: u64| -> Option<(u64, u64, u64)> {
+        let long = at.is_multiple_of(u64::from(geometry.segment_bytes));
+        let right = number(at, 2)? == u64::from(geometry.version.magic())
+            && number(at + 8, 8)? == at
+            && number(at + 4, 4)? == 1
+            && (number(at + 2, 2)? & 2 != 0) == long
+            && (!long || (number(at + 24, 8)? == SYSTEM && number(at + 36, 4)? == 8192));
+        let header = if long { 40 } else { 24 };
+        right.then_some((number(at + 2, 2)?, number(at + 16, 4)?, at + header))
+    };
+    let mut records: Vec<Forged> = Vec::new();
+    let mut at = from;
+    // As when a file is opened.
+    assert!(page(from - from % u64::from(geometry.segment_bytes)).is_some(), "the first page of the segment");
+    'records: loop {
+        at = (at + 7) & !7;
+        let stopped = at;
+        if at.is_multiple_of(8192) {
+            match page(at) {
+                Some((flags, 0, payload)) if flags & 1 == 0 => at = payload,
+                _ => return (records, stopped),
+            }
+        } else if page(at - at % 8192).is_none() {
+            return (records, stopped);
+        }
+        let Some(total) = number(at, 4).filter(|total| *total >= 24) else { return (records, stopped) };
+        let (mut record, mut byte) = (Vec::new(), at);
+        while (record.len() as u64) < total {
+            if byte.is_multiple_of(8192) {
+                let left = total - record.len() as u64;
+                match page(byte) {
+                    Some((flags, remaining, payload)) if flags & 1 != 0 && remaining == left => {
+                        byte = payload;
+                    }
+                    Some((flags, _, _)) if flags & 8 != 0 => {
+                        at = byte;
+                        continue 'records;
+                    }
+                    _ => return (records, stopped),
+                }
+            }
+            let Some(next) = bytes.get((byte - start) as usize) else { return (records, stopped) };
+            record.push(*next);
+            byte += 1;
+        }
+        let field = |from: usize| u32::from_le_bytes(record[from..from + 4].try_into().unwrap());
+        let prev = u64::from(field(8)) | u64::from(field(12)) << 32;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&record[24..]), &record[..20]);
+        let follows = records.last().map_or(prev < at, |last| last.at == prev);
+        if !follows || crc != field(20) {
+            return (records, stopped);
+        }
+        let (info, rmid) = (record[16], record[17]);
+        let xid = field(4);
+        records.push(Forged { at, end: byte, rmid, info, xid, body: record[24..].to_vec() });
+        at = if rmid == 0 && info == 0x40 {
+            let segment = u64::from(geometry.segment_bytes);
+            byte.div_ceil(8).saturating_mul(8).div_ceil(segment) * segment
+        } else {
+            byte
+        };
+    }
+}

@@ -36,7 +36,7 @@ pub(super) mod rm {
     pub(in super::super) const FIRST_CUSTOM: u8 = 128;
 }
 
-/// Codes of RM_XLOG.
+/// Codes of `RM_XLOG`.
 pub(super) mod xlog {
     pub(in super::super) const CHECKPOINT_SHUTDOWN: u8 = 0x00;
     pub(in super::super) const CHECKPOINT_ONLINE: u8 = 0x10;
@@ -45,7 +45,7 @@ pub(super) mod xlog {
     pub(in super::super) const OVERWRITE_CONTRECORD: u8 = 0xD0;
 }
 
-/// RM_DBASE: a database made by copying files.
+/// `RM_DBASE`: a database made by copying files.
 pub(super) const DBASE_CREATE_FILE_COPY: u8 = 0x00;
 
 /// The fixed part of a record.

@@ -6,6 +6,8 @@ use loomworks_core::lsn::Lsn;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+mod selection;
+
 use super::forge::{Forge, MIB, block, blocks, end, geometry, main_only, message};
 use super::*;
 

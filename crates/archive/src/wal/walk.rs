@@ -264,7 +264,7 @@ impl<'a> Walk<'a> {
             None if next + window.geometry.header_bytes(next) > window.end => {}
             None => return Some(self.end(window.start)),
         }
-        Some(self.part(at, here, here, true, UNKNOWN, false))
+        Some(part(at, here, here, true, UNKNOWN, false))
     }
 
     /// The next record, if there is one.
@@ -335,7 +335,7 @@ impl<'a> Walk<'a> {
                 self.head_len += got;
                 current.got += got as u32;
                 self.carry = Some(self.carry(window.end, Some(self.open(&current))));
-                return self.part(at, got as u32, 0, before > 0, UNDETERMINED, false);
+                return part(at, got as u32, 0, before > 0, UNDETERMINED, false);
             }
             current.total = u32::from_le_bytes(length);
             if !is_plausible_total(current.total) {
@@ -381,15 +381,15 @@ impl<'a> Walk<'a> {
                 } else {
                     self.state = State::Between(end);
                 }
-                self.part(at, here, remaining, true, class, !headless)
+                part(at, here, remaining, true, class, !headless)
             }
             Extent::Cut(_) => {
                 self.carry = Some(self.carry(window.end, Some(self.open(&current))));
-                self.part(at, here, remaining, before > 0 || headless, class, false)
+                part(at, here, remaining, before > 0 || headless, class, false)
             }
             Extent::Aborted(page, _) => {
                 self.state = State::Between(page);
-                self.part(at, here, remaining, before > 0 || headless, class, false)
+                part(at, here, remaining, before > 0 || headless, class, false)
             }
             Extent::Broken => self.end(current.start.unwrap_or(window.start)),
         }
@@ -490,18 +490,6 @@ impl<'a> Walk<'a> {
         Step::End(at)
     }
 
-    fn part(
-        &self,
-        at: u64,
-        len: u32,
-        remaining: u32,
-        continued: bool,
-        class: Class,
-        completes: bool,
-    ) -> Step {
-        Step::Part { at, len, remaining, continued, class, completes }
-    }
-
     fn carry(&self, next: u64, open: Option<Open>) -> Carry {
         let window = self.window;
         let page = page_of(window.end);
@@ -534,6 +522,10 @@ impl<'a> Walk<'a> {
             crc: current.crc,
         }
     }
+}
+
+fn part(at: u64, len: u32, remaining: u32, continued: bool, class: Class, completes: bool) -> Step {
+    Step::Part { at, len, remaining, continued, class, completes }
 }
 
 /// What is cut within its headers holds no data yet, so it may go to the shared stream.

@@ -18,7 +18,7 @@ pub(super) const ASSIGNMENT: u8 = 0x50;
 pub(super) const INVALIDATIONS: u8 = 0x60;
 const HAS_XINFO: u8 = 0x80;
 
-/// What RM_XACT does with the record.
+/// What `RM_XACT` does with the record.
 pub(super) fn operation(info: u8) -> u8 {
     info & 0x70
 }
