@@ -10,5 +10,6 @@ mod reaper;
 mod redis;
 mod server;
 
+pub use reaper::Reaper;
 pub use redis::Redis;
-pub use server::{Database, Server, free_port, installation, server};
+pub use server::{Database, Server, free_port, installation, installation_of, server};
