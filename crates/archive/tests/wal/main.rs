@@ -3,6 +3,8 @@
 //! The installed PostgreSQL is always tested. Versions 16, 17 and 18 are if their programs are there
 //! (`scripts/fetch-postgresql.sh`); each test says which it ran.
 
+#![expect(clippy::print_stdout, reason = "which versions were tested is to be said")]
+
 mod server;
 mod workload;
 
@@ -241,8 +243,8 @@ fn record_at(geometry: &Geometry, segments: &[(Segment, Vec<u8>)], lsn: Lsn) -> 
     let mut at = lsn.0;
     let mut record = Vec::new();
     while record.len() < 114 {
-        if at % 8192 == 0 {
-            at += if at % bytes == 0 { 40 } else { 24 };
+        if at.is_multiple_of(8192) {
+            at += if at.is_multiple_of(bytes) { 40 } else { 24 };
         }
         record.push(byte(at));
         at += 1;
@@ -396,10 +398,15 @@ async fn amcheck(side: &Server, database: &str) {
     let port = side.cluster.port.to_string();
     let socket = side.cluster.socket_directory.to_string_lossy().into_owned();
     // Named like this: with `-d` it would look into `template1`, which is not there.
-    let arguments = ["-h", &socket, "-p", &port, "-U", "postgres", "--heapallindexed", "--rootdescend", database];
+    let arguments =
+        ["-h", &socket, "-p", &port, "-U", "postgres", "--heapallindexed", "--rootdescend", database];
     let output = installed.command("pg_amcheck").args(arguments).output().await.expect("run pg_amcheck");
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.is_empty(), "{database}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && said.is_empty(),
+        "{database}: {said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// All of it, for one version.
@@ -430,15 +437,18 @@ async fn everything_holds(installation: &Installation, made: &Made<'_>) {
     );
 
     for (at, point) in history.points.iter().enumerate() {
+        if at % 2 == 0 && !made.each_point {
+            continue;
+        }
         for (database, digest) in &point.digests {
             // Each database once at each point, by position or by time, from whole segments or from odd ranges.
-            let by_time = (at + database.len()) % 2 == 0;
+            let by_time = (at / 2 + database.len() / 2) % 2 == 0;
             let until = if by_time { Until::Time(point.time) } else { Until::Before(point.lsn) };
             // One that does nothing is the same at each point.
-            if database == "dogwood" && at > 0 {
+            if database == "dogwood" && at != 1 {
                 continue;
             }
-            let from = if at % 2 == 0 { &ranges } else { &pieces };
+            let from = if database.len() % 2 == 0 { &ranges } else { &pieces };
             let (found, outcome, kept) = recover(&history, from, database, until).await;
             assert_eq!(
                 found, *digest,
@@ -455,6 +465,7 @@ async fn everything_holds(installation: &Installation, made: &Made<'_>) {
 
 const SMALL: Made<'_> = Made {
     segment_mb: 1,
+    each_point: true,
     settings: "wal_level = logical\nwal_keep_size = 10GB\nautovacuum_naptime = 1s\nwal_compression = pglz\n",
 };
 
@@ -467,6 +478,7 @@ async fn the_installed_servers_wal_of_small_segments_and_logical_level() {
 async fn the_installed_servers_wal_of_usual_segments() {
     let made = Made {
         segment_mb: 16,
+        each_point: false,
         settings: "wal_level = replica\nwal_keep_size = 10GB\nautovacuum_naptime = 1s\n",
     };
     everything_holds(&installation().await, &made).await;
@@ -477,8 +489,8 @@ async fn other_versions_wal() {
     let installed = installation().await.major_version;
     for major in [16, 17, 18].into_iter().filter(|major| *major != installed) {
         match installation_of(major).await {
-            Some(installation) => everything_holds(&installation, &SMALL).await,
-            None => eprintln!("NOT TESTED: PostgreSQL {major}; run scripts/fetch-postgresql.sh {major}"),
+            Some(installation) => everything_holds(&installation, &Made { each_point: false, ..SMALL }).await,
+            None => println!("NOT TESTED: PostgreSQL {major}; run scripts/fetch-postgresql.sh {major}"),
         }
     }
 }

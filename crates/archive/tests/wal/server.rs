@@ -16,6 +16,8 @@ pub(crate) struct Server {
 /// What a server is made with.
 pub(crate) struct Made<'a> {
     pub(crate) segment_mb: u32,
+    /// Recover at each point of the history, or at each other.
+    pub(crate) each_point: bool,
     pub(crate) settings: &'a str,
 }
 
@@ -83,7 +85,8 @@ impl Server {
             match self.cluster.local("postgres", database).connect().await {
                 Ok(connection) => return connection,
                 Err(sqlx::Error::Database(error))
-                    if error.code().is_some_and(|code| code == "57P03") && started.elapsed().as_secs() < 60 => {}
+                    if error.code().is_some_and(|code| code == "57P03")
+                        && started.elapsed().as_secs() < 60 => {}
                 Err(error) => {
                     let log = std::fs::read_to_string(self.cluster.directory.join("start.log"));
                     panic!("connect: {error}: {}", log.unwrap_or_default());
