@@ -11,9 +11,19 @@ cd "$(dirname "$0")/.."
 case ${1:-} in -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 install_missing
 install_s3
+# What differs between versions of PostgreSQL is tried on each that can be had; the installed one always is.
+not_tested=()
+for major in 16 17 18; do
+    ./scripts/fetch-postgresql.sh "$major" || not_tested+=("$major")
+done
+say_not_tested() {
+    [ "${#not_tested[@]}" -eq 0 ] || say "NOT TESTED: WAL of PostgreSQL ${not_tested[*]}, whose programs could not be fetched"
+}
+trap say_not_tested EXIT
 if [ $# -gt 0 ]; then
     cargo build --quiet --locked --workspace
-    exec cargo test --locked --workspace -- "$@"
+    cargo test --locked --workspace -- "$@"
+    exit
 fi
 step() {
     say "== $*"

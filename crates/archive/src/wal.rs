@@ -16,7 +16,7 @@
 //! | record | owner |
 //! | --- | --- |
 //! | any with block references, all to one database (heap, indexes, sequences, full-page images, generic) | that database |
-//! | … to shared catalogs (database 0): roles, databases, tablespaces, their comments and settings | shared |
+//! | … to shared catalogs (database 0): roles, databases, tablespaces, subscriptions, their comments and settings | shared |
 //! | … to several databases: PostgreSQL writes none | shared, counted as unclassified |
 //! | SMGR create, truncate | database of the relation |
 //! | DBASE create (copied, logged), drop | the database that is made or dropped |

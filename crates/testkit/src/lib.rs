@@ -13,6 +13,7 @@ mod redis;
 pub mod s3;
 mod server;
 
+pub use reaper::Reaper;
 pub use redis::Redis;
 pub use s3::S3;
-pub use server::{Database, Server, free_port, installation, server};
+pub use server::{Database, Server, free_port, installation, installation_of, server};

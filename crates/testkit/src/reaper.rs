@@ -7,12 +7,18 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Keeps the server alive; the pipe closes with the process at the latest.
-pub(crate) struct Reaper {
+pub struct Reaper {
     _shell: Child,
 }
 
 impl Reaper {
-    pub(crate) fn watch(pg_ctl: &Path, data: &Path, remove: &Path, uid: Option<(u32, u32)>) -> Self {
+    /// Stops the server on `data` and removes `remove` once this process is gone. `uid`: as whom.
+    ///
+    /// # Panics
+    ///
+    /// If no shell can be started.
+    #[must_use]
+    pub fn watch(pg_ctl: &Path, data: &Path, remove: &Path, uid: Option<(u32, u32)>) -> Self {
         let script = r#"trap '' INT TERM; read -r _; "$0" stop -s -m immediate -D "$1"; rm -rf "$2""#;
         let mut command = Command::new("sh");
         command.arg("-c").arg(script).arg(pg_ctl).arg(data).arg(remove).current_dir("/");

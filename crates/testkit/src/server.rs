@@ -33,7 +33,24 @@ pub async fn server() -> &'static Server {
 
 /// PostgreSQL's programs, run as a user whom PostgreSQL accepts when the tests run as root.
 pub async fn installation() -> Installation {
-    let installation = Installation::find(None).await.expect("PostgreSQL 15 or later is installed");
+    unprivileged(Installation::find(None).await.expect("PostgreSQL 15 or later is installed"))
+}
+
+/// PostgreSQL's server programs of another major version: where `LOOMWORKS_PG_BIN_<major>` says, or where
+/// `scripts/fetch-postgresql.sh` puts them. `None` when they are not there.
+pub async fn installation_of(major: u32) -> Option<Installation> {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../target/postgresql/{major}/bin"));
+    let bin = std::env::var_os(format!("LOOMWORKS_PG_BIN_{major}")).map_or(fetched, PathBuf::from);
+    if !bin.join("postgres").exists() {
+        return None;
+    }
+    let bin = bin.canonicalize().expect("the programs' directory");
+    let found = Installation::find(Some(&bin)).await.expect("the programs run");
+    assert_eq!(found.major_version, major, "{}", bin.display());
+    Some(unprivileged(found))
+}
+
+fn unprivileged(installation: Installation) -> Installation {
     if rustix::process::geteuid().is_root() {
         installation.as_account(account("postgres").expect("a user `postgres`, made by the package"))
     } else {

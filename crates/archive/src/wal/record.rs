@@ -186,8 +186,6 @@ pub(super) struct Parts {
     pub databases: Databases,
     /// Where the main data begins, counted from the end of the fixed header.
     pub main: usize,
-    /// The top-level transaction, when the record is the first of a subtransaction and says so.
-    pub top_xid: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -207,7 +205,7 @@ impl Parts {
         const COMPRESSED: u8 = 0x04 | 0x08 | 0x10;
         let take = |at: usize, len: usize| body.get(at..at + len).ok_or(Unreadable::Short);
         let (mut at, mut data, mut main_len) = (0, 0, 0);
-        let (mut databases, mut top_xid) = (Databases::None, None);
+        let mut databases = Databases::None;
         // What is not header is data: the headers say how much.
         while body_len.saturating_sub(at) > data {
             match take(at, 1)?[0] {
@@ -219,12 +217,13 @@ impl Parts {
                     main_len = u32_at(take(at + 1, 4)?, 0) as usize;
                     at += 5;
                 }
+                // Where the change came from by replication.
                 253 => {
                     at += 3;
                     continue;
                 }
+                // The top-level transaction of a subtransaction's first record.
                 252 => {
-                    top_xid = Some(u32_at(take(at + 1, 4)?, 0));
                     at += 5;
                     continue;
                 }
@@ -266,7 +265,7 @@ impl Parts {
             return Err(Unreadable::Nonsense);
         }
         // Main data is last, after the blocks' data.
-        Ok(Self { databases, main: body_len - main_len, top_xid })
+        Ok(Self { databases, main: body_len - main_len })
     }
 }
 

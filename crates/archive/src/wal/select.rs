@@ -297,8 +297,10 @@ impl Selection {
             self.stop(self.geometry.place(lsn.0));
             return Ok(());
         }
-        if record.place < self.written {
-            return Err(Damaged("records overlap").into());
+        // What lies between two records are records.
+        let gap = record.place.checked_sub(self.written);
+        if gap.is_none_or(|gap| gap % 8 != 0 || (1..HEADER as u64).contains(&gap)) {
+            return Err(Damaged("a record is where none can be").into());
         }
         let keep = self.is_kept(record)?;
         if self.stopped {

@@ -3,7 +3,9 @@
 //! Lossless by construction: each byte of the range is in a record, or was compared with what merging will put there, and
 //! goes as a patch if it differs. The one exception is asked for: [`Tail::Dead`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+
+use loomworks_core::lsn::Lsn;
 
 use super::SHARED;
 use super::layout::{Geometry, Range, page_of};
@@ -30,7 +32,7 @@ pub struct Split {
     pub carry: Option<Carry>,
     /// Where valid WAL ended, if it did. It may be before the range: then what the range before had of a record was not
     /// the start of one.
-    pub end: Option<loomworks_core::lsn::Lsn>,
+    pub end: Option<Lsn>,
     /// The earliest and the latest time at which a transaction ended, in microseconds since 2000-01-01.
     pub commit_times: Option<(i64, i64)>,
     /// How many records ended in the range.
@@ -68,7 +70,7 @@ pub fn split(
         window,
         timeline: range.timeline,
         start: geometry.place(range.start.0),
-        owners: Owners { builders: Vec::new(), last: 0 },
+        owners: Owners::default(),
         patches: Vec::new(),
         patched: range.start.0,
         covered: range.start.0,
@@ -99,7 +101,7 @@ pub fn split(
                 split.count(&class, len);
             }
             Step::End(at) => {
-                split.end = Some(loomworks_core::lsn::Lsn(at));
+                split.end = Some(Lsn(at));
                 whole.valid = at.saturating_sub(range.start.0) as u32;
             }
         }
@@ -148,15 +150,18 @@ impl Split {
 }
 
 /// The streams that grow. Records of one owner mostly follow each other.
+#[derive(Default)]
 struct Owners {
     builders: Vec<(u32, Builder)>,
+    /// Which builder is an owner's.
+    places: HashMap<u32, usize>,
     last: usize,
 }
 
 impl Owners {
     fn of(&mut self, owner: u32, start: u64) -> &mut Builder {
         if self.builders.get(self.last).is_none_or(|(last, _)| *last != owner) {
-            self.last = self.builders.iter().position(|(other, _)| *other == owner).unwrap_or_else(|| {
+            self.last = *self.places.entry(owner).or_insert_with(|| {
                 self.builders.push((owner, Builder::new(start)));
                 self.builders.len() - 1
             });

@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::*;
 use crate::wal::forge::{Forged, read};
+use crate::wal::pieces::{Builder, Whole};
+use crate::wal::record::Header;
 
 /// Ranges into a selection, and all it gives.
 fn select(
@@ -345,4 +347,26 @@ fn ranges_come_in_order_and_streams_are_of_kept_databases() {
         .push(&ranges[1].0, &ranges[1].1.streams[&SHARED], &[&ranges[1].1.streams[&16384]])
         .unwrap_err();
     assert_eq!(theirs, SelectError::NotKept(16384));
+}
+
+#[test]
+fn a_gap_with_no_room_for_a_record_is_damage() {
+    let start = 5 * MIB + 40;
+    let range = Range { timeline: 1, start: Lsn(5 * MIB), end: Lsn(5 * MIB + 8192) };
+    for (gap, sound) in [(0, true), (8, false), (16, false), (24, true), (4, false)] {
+        let place = geometry().place(start);
+        let mut builder = Builder::new(place);
+        if gap % 8 == 0 {
+            builder.record(place + gap, 30, 0, 0x70, 0);
+            builder.body(&[255, 4, 1, 2, 3, 4]);
+        } else {
+            let header = Header { total: 24, xid: 0, prev: 0, info: 0x70, rmid: 0, padding: 0, crc: 0 };
+            builder.fragment(place + gap, 24, 24, false);
+            builder.body(&header.seal(crc32c::crc32c(&[])));
+        }
+        let whole = Whole { valid: 8192, ..Whole::default() };
+        let stream = builder.finish(&range, SHARED, whole, &[]);
+        let mut selection = Selection::new(geometry(), Lsn(start), &BTreeSet::new(), 700, Until::End);
+        assert_eq!(selection.push(&range, &stream, &[]).is_ok(), sound, "{gap}");
+    }
 }
