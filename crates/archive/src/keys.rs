@@ -283,6 +283,7 @@ impl Keys {
     /// Wraps every key with the master key that wraps now, if a former one has wrapped it. May be cut off anywhere. A key
     /// that is deleted meanwhile stays so.
     pub async fn rewrap(&self) -> Result<Rewrapped, KeyError> {
+        self.refresh().await?;
         let mut rewrapped = Rewrapped::default();
         for entry in self.store.list("keys").await? {
             // Held for each key by itself, so that others can be made and deleted in between.
@@ -321,7 +322,12 @@ impl Keys {
         self.statuses(true).await
     }
 
+    async fn refresh(&self) -> Result<(), KeyError> {
+        self.provider.refresh().await.map_err(|source| KeyError::Provider { name: SHARED_KEY.into(), source })
+    }
+
     async fn statuses(&self, open: bool) -> Result<Vec<KeyStatus>, KeyError> {
+        self.refresh().await?;
         let keeper = self.keeper();
         let names = self.store.list("keys").await?.into_iter().map(|entry| entry.name);
         let looked = futures_util::stream::iter(names).map(async |name| {

@@ -5,6 +5,8 @@ use loomworks_archive::restore::CannotRestore;
 use loomworks_postgres::cluster::ClusterError;
 use loomworks_undo::UndoError;
 
+use crate::master_key::MasterKeyError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request itself is wrong.
@@ -38,6 +40,8 @@ pub enum Error {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    MasterKey(#[from] MasterKeyError),
     #[error("{0}")]
     Internal(String),
 }
@@ -92,6 +96,7 @@ impl Error {
             Self::Throttled { seconds } => Some(format!("try again in {seconds} s")),
             Self::CannotRestore(error) => Some(error.hint()),
             Self::Repository(error) => error.hint().map(str::to_owned),
+            Self::MasterKey(error) => error.hint().map(str::to_owned),
             Self::Undo(error) => error.hint().map(|hint| hint.to_string()),
             _ => None,
         }
