@@ -19,6 +19,7 @@ use crate::operations::LogConnections;
 use crate::operators::logins::LogIn;
 use crate::profile::Profile;
 use crate::webhooks::Sender;
+use crate::work::restore::shell_word;
 
 /// The platform: its database, the cluster it runs, its repository. Cheap to clone.
 #[derive(Clone)]
@@ -52,6 +53,8 @@ pub struct Parts {
     pub policy: Policy,
     /// This program, for `restore_command`.
     pub program: PathBuf,
+    /// How that is told where the repository and its keys are, for a shell.
+    pub repository_arguments: String,
     /// The name under which this process claims jobs. One process at a time has it.
     pub node: String,
     /// The kinds of jobs that it knows.
@@ -78,10 +81,16 @@ impl Parts {
         master_key: MasterKey,
         directory: &Path,
     ) -> Result<Self, Error> {
+        let repository_arguments = format!(
+            "--repository {} --master-key-file {}",
+            shell_word(&repository.location().to_string()),
+            shell_word(&master_key.file().unwrap_or(Path::new("")).to_string_lossy()),
+        );
         Ok(Self {
             db,
             cluster,
             repository,
+            repository_arguments,
             profiles: BTreeMap::new(),
             pool: 0,
             credential_policy: CredentialPolicy::default(),

@@ -26,8 +26,9 @@ use tracing::info;
 
 use super::data::DataDirectory;
 use crate::output::Failure;
-use crate::settings::Serve;
+use crate::repository::make_repository;
 use crate::settings::operators::LogInSettings;
+use crate::settings::{MASTER_KEY, RepositorySettings, Serve};
 
 /// Makes what is missing, starts what is stopped, and gives the world that the roles work on.
 pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<World, Failure> {
@@ -43,13 +44,16 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         port: port(data)?,
     };
     cluster.init(&[PLATFORM_ROLE, API_ROLE, UNDO_ROLE]).await?;
-    let repository = repository(&cluster, data).await?;
+    let repository_settings = settings.repository.in_data_directory(&data.path(""))?;
+    let (repository, master_key) = repository(&repository_settings, &cluster, data).await?;
+    if let Some(key) = &repository_settings.master_key.master_key {
+        // What PostgreSQL calls opens the repository with it.
+        cluster.installation = cluster.installation.with_environment(MASTER_KEY, key.clone());
+    }
     let program = data.path("bin/loomworks");
-    let archive_command = format!(
-        "{} wal push --repository {} %p",
-        shell_word(&program.to_string_lossy()),
-        shell_word(&repository.root().to_string_lossy()),
-    );
+    let repository_arguments = repository_settings.arguments();
+    let archive_command =
+        format!("{} wal push {repository_arguments} %p", shell_word(&program.to_string_lossy()));
     start_cluster(&mut cluster, data, &archive_command).await?;
 
     let slots = jobs::Slots {
@@ -57,13 +61,6 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         per_tenant: settings.queue.jobs_per_tenant.into(),
     };
     let db = Db::set_up_for(&cluster, slots).await?;
-    let master_key = match &settings.master_key_file {
-        Some(path) => MasterKey::load(path).map_err(|error| {
-            Failure::refused(format!("read the master key `{}`: {error}", path.display()))
-                .with_hint("see docs/operate/key-management.md")
-        })?,
-        None => MasterKey::load_or_create(&data.path("master.key")).context("read the master key")?,
-    };
     master_key.adopt_pepper(&db).await?;
     let side_directory = data.directory("side")?;
     let node = data.read_or("node", || format!("node-{}", uuid::Uuid::new_v4().simple()))?;
@@ -84,6 +81,7 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         exports_directory: data.directory("exports")?,
         policy: Policy { archive_days: settings.archive_days, grace_days: settings.grace_days },
         program,
+        repository_arguments,
         node: node.trim().to_owned(),
         accelerator: accelerator(settings)?,
         slots,
@@ -194,17 +192,18 @@ fn accelerator(settings: &Serve) -> Result<Accelerator, Failure> {
     })
 }
 
-async fn repository(cluster: &Cluster, data: &DataDirectory) -> Result<Repository, Failure> {
+async fn repository(
+    settings: &RepositorySettings,
+    cluster: &Cluster,
+    data: &DataDirectory,
+) -> Result<(Repository, MasterKey), Failure> {
     let (system_identifier, segment_bytes) = cluster.control_data().await?;
     let identity = ClusterIdentity {
         system_identifier,
         segment_bytes,
         major_version: cluster.installation.major_version,
     };
-    Repository::create(&data.path("repository"), identity).await.map_err(|error| {
-        let failure = Failure::refused(error.to_string());
-        Failure { hint: error.hint().map(str::to_owned), ..failure }
-    })
+    make_repository(settings, &data.path(""), identity).await
 }
 
 /// Starts the cluster, on another port if somebody has taken its own in the meantime.
@@ -214,6 +213,10 @@ async fn start_cluster(
     archive_command: &str,
 ) -> Result<(), Failure> {
     let log = data.directory("log")?;
+    if cluster.is_running().await? && !cluster.has_environment() {
+        info!("PostgreSQL runs with another master key; starting it again");
+        cluster.stop().await?;
+    }
     if !cluster.is_running().await? && TcpListener::bind(("127.0.0.1", cluster.port)).is_err() {
         cluster.port = free_port()?;
         data.write("port", cluster.port.to_string().as_bytes())?;

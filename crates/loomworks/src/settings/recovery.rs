@@ -6,6 +6,8 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use loomworks_core::ids::SnapshotId;
 
+use super::repository::RepositorySettings;
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum SnapshotCommand {
     /// Take a snapshot, and wait until it is ready.
@@ -79,16 +81,17 @@ pub(crate) enum BackupCommand {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum WalCommand {
-    /// Store a WAL file, as PostgreSQL's `archive_command` ends: `wal push --repository DIR %p`.
+    /// Store a WAL file, as PostgreSQL's `archive_command`: `wal push --repository … --master-key-file … %p`.
     Push {
-        #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
-        repository: PathBuf,
+        #[command(flatten)]
+        repository: RepositorySettings,
         path: PathBuf,
     },
-    /// Bring a WAL file back, as `restore_command` ends: `wal fetch --repository DIR %f %p`. Status 1: there is none.
+    /// Bring a WAL file back, as `restore_command`: `wal fetch --repository … --master-key-file … %f %p`. Status 1: there
+    /// is none.
     Fetch {
-        #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
-        repository: PathBuf,
+        #[command(flatten)]
+        repository: RepositorySettings,
         name: String,
         path: PathBuf,
     },
