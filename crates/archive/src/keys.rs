@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use loomworks_core::lsn::Lsn;
 use loomworks_core::time;
@@ -32,7 +33,7 @@ pub const SHARED: DatabaseOid = 0;
 /// `src/include/access/transam.h`, `FirstNormalObjectId`.
 const FIRST_NORMAL_OID: DatabaseOid = 16_384;
 
-pub type KeyFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, ProviderError>> + Send + 'a>>;
+pub type KeyFuture<'a, T = Vec<u8>> = Pin<Box<dyn Future<Output = Result<T, ProviderError>> + Send + 'a>>;
 
 /// Wraps data keys with the master key, wherever that is kept: in this process, or in a service that never hands it out.
 pub trait KeyProvider: Send + Sync + fmt::Debug {
@@ -41,6 +42,17 @@ pub trait KeyProvider: Send + Sync + fmt::Debug {
 
     /// Opens what [`Self::wrap`] made for the same purpose.
     fn unwrap<'a>(&'a self, wrapped: &'a [u8], what_for: &'a str) -> KeyFuture<'a>;
+
+    /// Whether the key that wraps now has wrapped it, so that to wrap it anew would change nothing. Who cannot tell
+    /// says no.
+    fn is_current(&self, _wrapped: &[u8]) -> bool {
+        false
+    }
+
+    /// Looks whether another process has changed the master key in the meantime.
+    fn refresh(&self) -> KeyFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// Why the master key could not be used.
@@ -48,8 +60,36 @@ pub trait KeyProvider: Send + Sync + fmt::Debug {
 pub enum ProviderError {
     #[error("another master key has wrapped it")]
     OtherKey,
-    #[error("the master key's keeper did not answer: {0}")]
+    #[error("the master key cannot be had: {0}")]
     Unreachable(String),
+}
+
+/// A key of the repository, and how it stands with the master key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyStatus {
+    /// `keys/16401-00000001`
+    pub name: String,
+    pub standing: Standing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The master key that wraps now has wrapped it.
+    Current,
+    /// A former one has, and still opens it.
+    Former,
+    Erased,
+    /// No key opens it.
+    DoesNotOpen,
+    Damaged,
+}
+
+/// What was wrapped anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrapped {
+    pub count: u64,
+    /// The keys that nothing opens. They are as they were.
+    pub unopened: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +152,12 @@ pub struct Keys {
     repository: Uuid,
     shared: DataKey,
     known: Arc<Mutex<HashMap<String, DataKey>>>,
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// While it is there nobody in this process writes a key.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "it is let go")] tokio::sync::OwnedMutexGuard<()>);
 
 const SHARED_KEY: &str = "keys/shared";
 
@@ -136,8 +181,8 @@ impl Keys {
             }
             _ => return Err(KeyError::Missing(SHARED_KEY.into())),
         };
-        let known = Arc::default();
-        Ok(Self { store: store.clone(), provider, repository, shared, known })
+        let (known, writing) = (Arc::default(), Arc::default());
+        Ok(Self { store: store.clone(), provider, repository, shared, known, writing })
     }
 
     fn keeper(&self) -> Keeper<'_> {
@@ -192,6 +237,7 @@ impl Keys {
             Found::Erased => Ok(DataKey::random()),
             Found::None => {
                 let name = name(oid, lineage.timeline());
+                let _held = self.hold().await;
                 let made = self.keeper().make(&name, since).await?;
                 Ok(made.unwrap_or_else(DataKey::random))
             }
@@ -206,6 +252,7 @@ impl Keys {
             // Nothing was archived of it yet; what still comes must not be readable either.
             names.push(name(oid, 1));
         }
+        let _held = self.hold().await;
         for name in names {
             self.known().remove(&name);
             let before = self.keeper().load_stored(&name).await?;
@@ -247,22 +294,62 @@ impl Keys {
         Ok(all.into_iter().map(|entry| entry.name).filter(|name| name.starts_with(&prefix)).collect())
     }
 
-    /// Wraps every key with the master key as it is now. A key that was deleted meanwhile stays so.
-    pub async fn rewrap(&self) -> Result<u64, KeyError> {
-        let mut rewrapped = 0;
+    /// Wraps every key with the master key that wraps now, if a former one has wrapped it. May be cut off anywhere. A key
+    /// that is deleted meanwhile stays so.
+    pub async fn rewrap(&self) -> Result<Rewrapped, KeyError> {
+        self.refresh().await?;
+        let mut rewrapped = Rewrapped::default();
         for entry in self.store.list("keys").await? {
-            if let Some((stored, Some(key))) = self.keeper().load(&entry.name).await? {
-                let wrapped = self.keeper().wrap(&entry.name, stored.id, &key).await?;
-                // Looked at again as late as can be: a deletion must win.
-                if self.keeper().load_stored(&entry.name).await?.is_some_and(|now| now.wrapped.is_some()) {
-                    self.store
-                        .replace(&entry.name, json(&Stored { wrapped: Some(wrapped), ..stored }))
-                        .await?;
-                    rewrapped += 1;
+            // Held for each key by itself, so that others can be made and deleted in between.
+            let _held = self.hold().await;
+            match self.keeper().rewrap(&entry.name).await {
+                Ok(true) => rewrapped.count += 1,
+                Ok(false) => {}
+                Err(KeyError::Provider { source: ProviderError::OtherKey, .. } | KeyError::Damaged(_)) => {
+                    rewrapped.unopened.push(entry.name);
                 }
+                Err(error) => return Err(error),
             }
         }
         Ok(rewrapped)
+    }
+
+    /// Waits until nobody in this process writes a key, and lets nobody begin. Whoever drops a master key looks under it
+    /// that nothing needs that one.
+    pub async fn hold(&self) -> Held {
+        Held(self.writing.clone().lock_owned().await)
+    }
+
+    /// The names of the keys that the master key which wraps now has not wrapped, whether they open or not.
+    pub async fn not_current(&self) -> Result<Vec<String>, KeyError> {
+        let mut names = Vec::new();
+        for KeyStatus { name, standing } in self.statuses(false).await? {
+            if !matches!(standing, Standing::Current | Standing::Erased) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Opens every key and says how it stands, by name.
+    pub async fn examine(&self) -> Result<Vec<KeyStatus>, KeyError> {
+        self.statuses(true).await
+    }
+
+    async fn refresh(&self) -> Result<(), KeyError> {
+        self.provider.refresh().await.map_err(|source| KeyError::Provider { name: SHARED_KEY.into(), source })
+    }
+
+    async fn statuses(&self, open: bool) -> Result<Vec<KeyStatus>, KeyError> {
+        self.refresh().await?;
+        let keeper = self.keeper();
+        let names = self.store.list("keys").await?.into_iter().map(|entry| entry.name);
+        let looked = futures_util::stream::iter(names).map(async |name| {
+            let standing = keeper.standing(&name, open).await?;
+            Ok::<_, KeyError>(standing.map(|standing| KeyStatus { name, standing }))
+        });
+        let all: Vec<Option<KeyStatus>> = looked.buffered(16).try_collect().await?;
+        Ok(all.into_iter().flatten().collect())
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, DataKey>> {
@@ -290,17 +377,58 @@ impl Keeper<'_> {
     /// `None`: there is none. `Some((_, None))`: it was deleted.
     async fn load(&self, name: &str) -> Result<Option<(Stored, Option<DataKey>)>, KeyError> {
         let Some(stored) = self.load_stored(name).await? else { return Ok(None) };
-        let damaged = || KeyError::Damaged(name.to_owned());
-        let key = match &stored.wrapped {
-            None => None,
-            Some(wrapped) => {
-                let wrapped = BASE64.decode(wrapped).map_err(|_| damaged())?;
-                let bytes = self.provider.unwrap(&wrapped, &self.purpose(stored.id)).await;
-                let bytes = bytes.map_err(|source| KeyError::Provider { name: name.to_owned(), source })?;
-                Some(DataKey::from_bytes(&bytes).ok_or_else(damaged)?)
-            }
-        };
+        let key = self.unwrap(name, &stored).await?;
         Ok(Some((stored, key)))
+    }
+
+    async fn unwrap(&self, name: &str, stored: &Stored) -> Result<Option<DataKey>, KeyError> {
+        let Some(wrapped) = &stored.wrapped else { return Ok(None) };
+        let damaged = || KeyError::Damaged(name.to_owned());
+        let wrapped = BASE64.decode(wrapped).map_err(|_| damaged())?;
+        let bytes = self.provider.unwrap(&wrapped, &self.purpose(stored.id)).await;
+        let bytes = bytes.map_err(|source| KeyError::Provider { name: name.to_owned(), source })?;
+        DataKey::from_bytes(&bytes).map(Some).ok_or_else(damaged)
+    }
+
+    /// How a key stands; what wrapped it is looked at only, unless it is to be opened. `None`: there is none.
+    async fn standing(&self, name: &str, open: bool) -> Result<Option<Standing>, KeyError> {
+        let stored = match self.load_stored(name).await {
+            Ok(Some(stored)) => stored,
+            Ok(None) => return Ok(None),
+            Err(KeyError::Damaged(_)) => return Ok(Some(Standing::Damaged)),
+            Err(error) => return Err(error),
+        };
+        if open {
+            match self.unwrap(name, &stored).await {
+                Ok(_) => {}
+                Err(KeyError::Damaged(_)) => return Ok(Some(Standing::Damaged)),
+                Err(KeyError::Provider { source: ProviderError::OtherKey, .. }) => {
+                    return Ok(Some(Standing::DoesNotOpen));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(match &stored.wrapped {
+            None => Standing::Erased,
+            Some(wrapped) if self.is_current(wrapped) => Standing::Current,
+            Some(_) => Standing::Former,
+        }))
+    }
+
+    fn is_current(&self, wrapped: &str) -> bool {
+        BASE64.decode(wrapped).is_ok_and(|wrapped| self.provider.is_current(&wrapped))
+    }
+
+    /// `Ok(false)`: there was nothing to do.
+    async fn rewrap(&self, name: &str) -> Result<bool, KeyError> {
+        let Some(stored) = self.load_stored(name).await? else { return Ok(false) };
+        if stored.wrapped.as_ref().is_none_or(|wrapped| self.is_current(wrapped)) {
+            return Ok(false);
+        }
+        let Some(key) = self.unwrap(name, &stored).await? else { return Ok(false) };
+        let wrapped = Some(self.wrap(name, stored.id, &key).await?);
+        self.store.replace(name, json(&Stored { wrapped, ..stored })).await?;
+        Ok(true)
     }
 
     async fn wrap(&self, name: &str, id: Uuid, key: &DataKey) -> Result<String, KeyError> {
@@ -313,10 +441,15 @@ impl Keeper<'_> {
     async fn make(&self, name: &str, since: Lsn) -> Result<Option<DataKey>, KeyError> {
         let (id, key) = (Uuid::new_v4(), DataKey::random());
         let wrapped = Some(self.wrap(name, id, &key).await?);
-        if self.store.put_new(name, json(&Stored { id, since, wrapped, erased_at: None })).await? {
-            return Ok(Some(key));
+        if !self.store.put_new(name, json(&Stored { id, since, wrapped, erased_at: None })).await? {
+            return Ok(self.load(name).await?.and_then(|(_, key)| key));
         }
-        Ok(self.load(name).await?.and_then(|(_, key)| key))
+        // Another process may have changed the master key since this one read it, and looked for what the former one
+        // wraps before there was this. Nothing is sealed with the key before that is put right.
+        let refreshed = self.provider.refresh().await;
+        refreshed.map_err(|source| KeyError::Provider { name: name.to_owned(), source })?;
+        self.rewrap(name).await?;
+        Ok(Some(key))
     }
 }
 
@@ -335,6 +468,10 @@ impl Default for PassingProvider {
 }
 
 impl KeyProvider for PassingProvider {
+    fn is_current(&self, _wrapped: &[u8]) -> bool {
+        true
+    }
+
     fn wrap<'a>(&'a self, secret: &'a [u8], what_for: &'a str) -> KeyFuture<'a> {
         let salt = crate::seal::random();
         let mut sealed = secret.to_vec();
@@ -353,100 +490,4 @@ impl KeyProvider for PassingProvider {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Location;
-
-    const OID: DatabaseOid = 20_000;
-
-    async fn keys() -> (tempfile::TempDir, Store, Arc<PassingProvider>, Keys) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&Location::Directory(dir.path().to_owned())).unwrap();
-        let provider = Arc::new(PassingProvider::default());
-        let keys = Keys::open(&store, provider.clone(), Uuid::nil(), true).await.unwrap();
-        (dir, store, provider, keys)
-    }
-
-    fn bytes(found: Found) -> Vec<u8> {
-        match found {
-            Found::Key(key) => key.bytes().to_vec(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_key_is_made_once_and_found_by_others() {
-        let (_dir, store, provider, keys) = keys().await;
-        let lineage = Lineage::first(1);
-        assert!(matches!(keys.find(OID, &lineage).await.unwrap(), Found::None));
-        let other = Keys::open(&store, provider, Uuid::nil(), false).await.unwrap();
-        let (a, b) =
-            tokio::join!(keys.find_or_make(OID, &lineage, Lsn(5)), other.find_or_make(OID, &lineage, Lsn(5)));
-        assert_eq!(a.unwrap().bytes(), b.unwrap().bytes());
-        assert_ne!(bytes(keys.find(OID, &lineage).await.unwrap()), keys.shared().bytes());
-        assert_eq!(bytes(keys.find(5, &lineage).await.unwrap()), keys.shared().bytes(), "`postgres` shares");
-        assert_eq!(other.shared().bytes(), keys.shared().bytes());
-    }
-
-    #[tokio::test]
-    async fn a_deleted_key_is_gone_for_everybody_and_never_made_again() {
-        let (_dir, store, provider, keys) = keys().await;
-        let lineage = Lineage::first(1);
-        keys.find_or_make(OID, &lineage, Lsn(5)).await.unwrap();
-        assert!(keys.has(OID).await.unwrap());
-        keys.erase(OID).await.unwrap();
-        keys.erase(OID).await.unwrap();
-        keys.erase(OID + 1).await.unwrap();
-        assert!(!keys.has(OID).await.unwrap());
-        let other = Keys::open(&store, provider, Uuid::nil(), false).await.unwrap();
-        for keys in [&keys, &other] {
-            for oid in [OID, OID + 1] {
-                assert!(matches!(keys.find(oid, &lineage).await.unwrap(), Found::Erased));
-                let one = keys.find_or_make(oid, &lineage, Lsn(9)).await.unwrap();
-                let two = keys.find_or_make(oid, &lineage, Lsn(9)).await.unwrap();
-                assert_ne!(one.bytes(), two.bytes(), "nobody keeps it");
-            }
-        }
-        assert_eq!(keys.rewrap().await.unwrap(), 1, "the shared one");
-        assert!(matches!(keys.find(OID, &lineage).await.unwrap(), Found::Erased));
-    }
-
-    #[tokio::test]
-    async fn the_same_oid_on_another_branch_has_another_key() {
-        let (_dir, _store, _provider, keys) = keys().await;
-        let (first, later) = (Lineage::first(1), Lineage::from_history(2, "1\t0/100\tx").unwrap());
-        let before = keys.find_or_make(OID, &first, Lsn(0x50)).await.unwrap();
-        let lost = keys.find_or_make(OID + 1, &first, Lsn(0x150)).await.unwrap();
-        assert_eq!(
-            bytes(keys.find(OID, &later).await.unwrap()),
-            before.bytes(),
-            "it was there at the branch"
-        );
-        assert!(matches!(keys.find(OID + 1, &later).await.unwrap(), Found::None));
-        let new = keys.find_or_make(OID + 1, &later, Lsn(0x120)).await.unwrap();
-        assert_ne!(new.bytes(), lost.bytes());
-    }
-
-    #[tokio::test]
-    async fn another_master_key_opens_nothing() {
-        let (_dir, store, _provider, keys) = keys().await;
-        let error =
-            Keys::open(&store, Arc::new(PassingProvider::default()), Uuid::nil(), false).await.unwrap_err();
-        assert!(matches!(error, KeyError::Provider { source: ProviderError::OtherKey, .. }), "{error}");
-        assert!(error.hint().is_some());
-        let error = Keys::open(&store, keys.provider.clone(), Uuid::max(), false).await.unwrap_err();
-        assert!(matches!(error, KeyError::Provider { .. }), "of another repository: {error}");
-    }
-
-    #[tokio::test]
-    async fn keys_are_wrapped_anew_and_stay_the_same() {
-        let (_dir, store, provider, keys) = keys().await;
-        let lineage = Lineage::first(1);
-        let key = keys.find_or_make(OID, &lineage, Lsn(5)).await.unwrap();
-        let before = store.get("keys/20000-00000001").await.unwrap();
-        assert_eq!(keys.rewrap().await.unwrap(), 2);
-        assert_ne!(store.get("keys/20000-00000001").await.unwrap(), before);
-        let other = Keys::open(&store, provider, Uuid::nil(), false).await.unwrap();
-        assert_eq!(bytes(other.find(OID, &lineage).await.unwrap()), key.bytes());
-    }
-}
+mod tests;

@@ -125,6 +125,11 @@ impl Repository {
         Ok(Self { store, keys, coverage: Coverage::default(), id: found.repository_id, cluster })
     }
 
+    /// Whether there is a repository in a store, of whatever cluster and version.
+    pub async fn exists_in(store: &Store) -> Result<bool, RepositoryError> {
+        Ok(store.size(IDENTITY).await?.is_some())
+    }
+
     /// Opens the repository, whichever cluster's it is.
     pub async fn open(location: &Location, provider: Arc<dyn KeyProvider>) -> Result<Self, RepositoryError> {
         Self::open_in(Store::open(location)?, provider).await

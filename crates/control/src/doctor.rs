@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use loomworks_archive::store::Store;
+use loomworks_archive::store::probe::{Fit, probe};
 use loomworks_core::time;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -10,6 +12,7 @@ use crate::World;
 use crate::access::Operator;
 use crate::db::{jobs, routes};
 use crate::error::{Error, chain};
+use crate::master_key::rotation::{self, RepositoryKeys};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -25,8 +28,8 @@ fn finding(name: &str, ok: bool, detail: String, hint: &str) -> Finding {
     Finding { name: name.into(), ok, detail, hint: (!ok).then(|| hint.into()) }
 }
 
-/// Looks at the server, the archive, the backups, the queue and the gateways.
-pub async fn examine(world: &World, _: &Operator) -> Result<Vec<Finding>, Error> {
+/// Looks at the server, the archive, the repository and its keys, the backups, the queue and the gateways.
+pub async fn examine(world: &World, operator: &Operator) -> Result<Vec<Finding>, Error> {
     let mut findings = Vec::new();
     let mut admin = world.cluster.connect("postgres").await?;
     let row = sqlx::query(
@@ -55,6 +58,9 @@ pub async fn examine(world: &World, _: &Operator) -> Result<Vec<Finding>, Error>
     let hint = "look at the server's log for what `loomworks wal push` said";
     findings.push(finding("wal archive", archiving == "on" && !failing, detail, hint));
 
+    findings.push(repository_store(world.repository.store()).await);
+    findings.extend(keys(world, operator).await);
+
     let backups = world.repository.backups().await?;
     let newest = backups.last().map(|backup| backup.finished_at);
     let fresh = newest.is_some_and(|at| time::now().duration_since(at).as_hours() < 26);
@@ -74,6 +80,57 @@ pub async fn examine(world: &World, _: &Operator) -> Result<Vec<Finding>, Error>
         "start `loomworks serve` with the role `gateway`",
     ));
     Ok(findings)
+}
+
+/// Whether the repository's store keeps what this platform relies on.
+pub async fn repository_store(store: &Store) -> Finding {
+    const NAME: &str = "repository_store";
+    match probe(store).await {
+        Ok(Fit { keeps_versions: false }) => {
+            finding(NAME, true, format!("`{}` is fit", store.location()), "")
+        }
+        Ok(Fit { keeps_versions: true }) => {
+            let detail = format!("`{}` is fit; it keeps former versions of objects", store.location());
+            let hint = "a deleted key is in them still: have them expire, see docs/operate/repository.md";
+            Finding { hint: Some(hint.into()), ..finding(NAME, true, detail, "") }
+        }
+        Err(unfit) => {
+            let detail = format!("`{}`: {}", store.location(), chain(&unfit));
+            finding(NAME, false, detail, unfit.hint())
+        }
+    }
+}
+
+/// Whether every stored secret and every key of the repository opens, and what still needs a former master key.
+async fn keys(world: &World, operator: &Operator) -> Vec<Finding> {
+    let status = match rotation::status(world, operator).await {
+        Ok(status) => status,
+        Err(error) => {
+            let hint = error.hint().unwrap_or_else(|| "see docs/operate/key-management.md".into());
+            return vec![finding("repository_keys", false, chain(&error), &hint)];
+        }
+    };
+    let RepositoryKeys { current, former, erased, unopened } = status.repository;
+    let mut detail = format!("{} open, {erased} deleted", current + former);
+    if let Some(first) = unopened.first() {
+        detail += &format!(", {} do not open, the first is `{first}`", unopened.len());
+    }
+    let hint = "what they have sealed cannot be read: put the master key that wrapped them behind the others, see \
+                docs/operate/key-management.md";
+    let keys = finding("repository_keys", unopened.is_empty(), detail, hint);
+    let needed = status.wrapped.iter().filter(|place| place.former > 0);
+    let mut needed: Vec<String> =
+        needed.map(|place| format!("{} of {}", place.former, place.column)).collect();
+    if former > 0 {
+        needed.push(format!("{former} of the repository's keys"));
+    }
+    let detail = match (status.former.len(), needed.is_empty()) {
+        (0, true) => format!("{} wraps everything", status.current),
+        (former, true) => format!("{} wraps everything; {former} former keys are kept", status.current),
+        _ => format!("{} wraps; by a former key: {}", status.current, needed.join(", ")),
+    };
+    let hint = "wrap it anew with `loomworks master-key rotate`";
+    vec![keys, finding("master_key", needed.is_empty(), detail, hint)]
 }
 
 /// How long a question whether the platform is ready may take.

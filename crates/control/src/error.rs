@@ -6,6 +6,8 @@ use loomworks_archive::restore::CannotRestore;
 use loomworks_postgres::cluster::ClusterError;
 use loomworks_undo::UndoError;
 
+use crate::master_key::MasterKeyError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request itself is wrong.
@@ -41,6 +43,8 @@ pub enum Error {
     Repository(#[from] RepositoryError),
     #[error(transparent)]
     Backup(BackupError),
+    #[error(transparent)]
+    MasterKey(#[from] MasterKeyError),
     #[error("{0}")]
     Internal(String),
 }
@@ -106,6 +110,7 @@ impl Error {
             Self::CannotRestore(error) => Some(error.hint()),
             Self::Repository(error) => error.hint().map(str::to_owned),
             Self::Backup(error) => error.hint().map(str::to_owned),
+            Self::MasterKey(error) => error.hint().map(str::to_owned),
             Self::Undo(error) => error.hint().map(|hint| hint.to_string()),
             _ => None,
         }

@@ -1,27 +1,31 @@
-//! The master key: it wraps every stored secret, and lives outside the database it protects.
+//! The master key: it wraps every stored secret and the repository's keys, and lives outside of what it protects.
 //!
 //! ```text
 //! wrapped secret:  "LWK1"  key id (8)  nonce (12)  ciphertext and tag (AES-256-GCM)
-//! key file:        32 bytes of the key that wraps, then 32 of each former one, which only opens
 //! ```
 //!
-//! What was wrapped before keys had ids begins with the nonce; it opens too.
+//! What was wrapped before keys had ids begins with the nonce; it opens too. Where the key is kept is [`kept`]'s.
 
+pub mod kept;
 pub mod rotation;
+pub mod transit;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use loomworks_core::{ExposeSecret, SecretString, durable};
+use loomworks_archive::keys::{KeyFuture, KeyProvider, ProviderError};
+use loomworks_core::{ExposeSecret, SecretString};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use sqlx::PgConnection;
 
 use crate::credentials::random;
 use crate::db::Db;
 use crate::db::wrapped;
-use crate::error::Error;
+use crate::error::{Error, chain};
 
-const KEY_BYTES: usize = 32;
+use kept::{Kept, KeyBytes};
+pub use kept::{MasterKeyError, Service};
+
 const MAGIC: &[u8; 4] = b"LWK1";
 /// What a wrapped secret begins with: the format and the key.
 pub const HEADER_BYTES: usize = MAGIC.len() + KEY_ID_BYTES;
@@ -37,26 +41,15 @@ impl std::fmt::Display for KeyId {
     }
 }
 
-/// Wraps secrets with one key, wherever that is kept: in this process, or in a service that never hands it out.
-pub trait KeyWrapper: Send + Sync {
-    fn id(&self) -> KeyId;
-
-    /// Encrypts. `what_for` is bound to the result: it opens only for the same purpose.
-    fn wrap(&self, secret: &[u8], what_for: &str) -> Vec<u8>;
-
-    /// Opens what [`Self::wrap`] made for the same purpose. `None`: another key made it, or another purpose.
-    fn unwrap(&self, wrapped: &[u8], what_for: &str) -> Option<Vec<u8>>;
-}
-
 /// A key that this process knows.
 struct LocalKey {
     id: KeyId,
     aead: LessSafeKey,
-    bytes: [u8; KEY_BYTES],
+    bytes: KeyBytes,
 }
 
 impl LocalKey {
-    fn new(bytes: [u8; KEY_BYTES]) -> Self {
+    fn new(bytes: KeyBytes) -> Self {
         let parent = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &bytes);
         let id = ring::hmac::sign(&parent, b"loomworks master key id");
         let id = KeyId(id.as_ref()[..KEY_ID_BYTES].try_into().expect("HMAC-SHA-256 gives 32 bytes"));
@@ -65,11 +58,7 @@ impl LocalKey {
     }
 }
 
-impl KeyWrapper for LocalKey {
-    fn id(&self) -> KeyId {
-        self.id
-    }
-
+impl LocalKey {
     fn wrap(&self, secret: &[u8], what_for: &str) -> Vec<u8> {
         let nonce = random::<NONCE_LEN>();
         let mut sealed = secret.to_vec();
@@ -89,12 +78,17 @@ impl KeyWrapper for LocalKey {
     }
 }
 
-/// The key that wraps, and those that still open what they wrapped.
-pub struct MasterKey {
-    file: PathBuf,
+/// The key that wraps, and those that still open what they wrapped. Cheap to clone; clones change together.
+#[derive(Clone)]
+pub struct MasterKey(Arc<Inner>);
+
+struct Inner {
+    kept: Kept,
     /// The first wraps.
     keys: RwLock<Arc<Vec<LocalKey>>>,
-    pepper: OnceLock<[u8; KEY_BYTES]>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+    pepper: OnceLock<KeyBytes>,
 }
 
 impl std::fmt::Debug for MasterKey {
@@ -105,36 +99,54 @@ impl std::fmt::Debug for MasterKey {
 
 impl MasterKey {
     /// Reads the key file, or makes one if there is none.
-    pub fn load_or_create(path: &Path) -> std::io::Result<Self> {
-        if !path.exists() {
-            durable::write_if_absent(path, &random::<KEY_BYTES>())?;
-        }
+    pub fn load_or_create(path: &Path) -> Result<Self, MasterKeyError> {
+        kept::make_file(path)?;
         Self::load(path)
     }
 
     /// Reads a key file that somebody else keeps.
-    pub fn load(path: &Path) -> std::io::Result<Self> {
-        let content = std::fs::read(path)?;
-        let (keys, rest) = content.as_chunks::<KEY_BYTES>();
-        if keys.is_empty() || !rest.is_empty() {
-            return Err(std::io::Error::other("a master key has 32 bytes, as has each former one after it"));
-        }
-        Ok(Self::from_keys(path, keys))
+    pub fn load(path: &Path) -> Result<Self, MasterKeyError> {
+        Ok(Self::of(Kept::File(path.to_owned()), &kept::read_file(path)?))
     }
 
-    fn from_keys(path: &Path, keys: &[[u8; KEY_BYTES]]) -> Self {
-        let keys = keys.iter().map(|bytes| LocalKey::new(*bytes)).collect();
-        Self { file: path.to_owned(), keys: RwLock::new(Arc::new(keys)), pepper: OnceLock::new() }
+    /// Takes the key from the environment: 32 bytes as base64, and behind a comma each former one, which only opens.
+    pub fn given(text: &SecretString) -> Result<Self, MasterKeyError> {
+        Ok(Self::of(Kept::Given, &kept::read_text(text)?))
+    }
+
+    /// Has a service open the key that it has wrapped; with `make` one is made if there is none.
+    pub async fn from_service(service: Service, make: bool) -> Result<Self, MasterKeyError> {
+        let keys = service.open(make).await?;
+        Ok(Self::of(Kept::Service(Box::new(service)), &keys))
+    }
+
+    fn of(kept: Kept, keys: &[KeyBytes]) -> Self {
+        let keys = RwLock::new(Arc::new(keys.iter().map(|bytes| LocalKey::new(*bytes)).collect()));
+        Self(Arc::new(Inner { kept, keys, changing: tokio::sync::Mutex::default(), pepper: OnceLock::new() }))
     }
 
     fn keys(&self) -> Arc<Vec<LocalKey>> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where the keys are kept.
+    fn take(&self, keys: Vec<KeyBytes>) {
+        let keys = Arc::new(keys.into_iter().map(LocalKey::new).collect());
+        *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// The file that it is kept in, if it is kept in one.
     #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
+    pub fn file(&self) -> Option<&Path> {
+        match &self.0.kept {
+            Kept::File(path) => Some(path),
+            Kept::Given | Kept::Service(_) => None,
+        }
+    }
+
+    /// Whether another key can be made, or has been put in front of the former one by whoever keeps it.
+    #[must_use]
+    pub fn can_change(&self) -> bool {
+        !matches!(self.0.kept, Kept::Given) || self.keys().len() > 1
     }
 
     /// The key that wraps.
@@ -152,7 +164,7 @@ impl MasterKey {
     /// What API keys are looked up with. It stays when the master key changes: see [`Self::adopt_pepper`].
     #[must_use]
     pub fn pepper(&self) -> &[u8] {
-        self.pepper.get_or_init(|| {
+        self.0.pepper.get_or_init(|| {
             let keys = self.keys();
             let parent = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys[0].bytes);
             let pepper = ring::hmac::sign(&parent, b"loomworks api key pepper");
@@ -173,8 +185,8 @@ impl MasterKey {
         let wrapped = wrapped::platform_secret(&mut transaction, NAME).await?.ok_or_else(damaged)?;
         transaction.commit().await?;
         let stored = decode(&self.unwrap(&wrapped, NAME)?).ok_or_else(damaged)?;
-        let stored: [u8; KEY_BYTES] = stored.try_into().map_err(|_| damaged())?;
-        if *self.pepper.get_or_init(|| stored) != stored {
+        let stored: KeyBytes = stored.try_into().map_err(|_| damaged())?;
+        if *self.0.pepper.get_or_init(|| stored) != stored {
             return Err(Error::Internal("the pepper of the API keys was used before it was read".into()));
         }
         Ok(())
@@ -227,29 +239,64 @@ impl MasterKey {
         Some(self.wrap_bytes(&self.unwrap_bytes(wrapped, what_for)?, what_for))
     }
 
-    /// Makes a new key that wraps from now on, unless that has happened: `from` is the one that wrapped before.
-    pub fn renew(&self, from: &str) -> std::io::Result<()> {
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        if keys[0].id.to_string() != from {
+    /// Makes a new key that wraps from now on, unless that has happened: `from` is the one that wrapped before. Whoever
+    /// keeps the key outside of this program has put the new one in front of the former one himself.
+    pub async fn renew(&self, from: &str) -> Result<(), MasterKeyError> {
+        let _changing = self.0.changing.lock().await;
+        let keys = self.keys();
+        if keys[0].id.to_string() != from || (matches!(self.0.kept, Kept::Given) && keys.len() > 1) {
             return Ok(());
         }
-        let all: Vec<[u8; KEY_BYTES]> =
-            std::iter::once(random()).chain(keys.iter().map(|key| key.bytes)).collect();
-        // On disk first: what is wrapped with it must open after a crash.
-        durable::write(&self.file, all.as_flattened())?;
-        *keys = Arc::new(all.into_iter().map(LocalKey::new).collect());
+        let all: Vec<KeyBytes> = std::iter::once(random()).chain(keys.iter().map(|key| key.bytes)).collect();
+        // Kept first: what is wrapped with it must open after a crash.
+        self.0.kept.keep(&all).await?;
+        self.take(all);
         Ok(())
     }
 
     /// Drops all keys but the one that wraps.
-    pub fn forget_former(&self) -> std::io::Result<()> {
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+    pub async fn forget_former(&self) -> Result<(), MasterKeyError> {
+        let _changing = self.0.changing.lock().await;
+        let keys = self.keys();
         if keys.len() > 1 {
-            let bytes = keys[0].bytes;
-            durable::write(&self.file, &bytes)?;
-            *keys = Arc::new(vec![LocalKey::new(bytes)]);
+            let only = vec![keys[0].bytes];
+            if !matches!(self.0.kept, Kept::Given) {
+                self.0.kept.keep(&only).await?;
+            }
+            self.take(only);
         }
         Ok(())
+    }
+
+    /// Takes the keys as another process has left them.
+    async fn read_again(&self) -> Result<(), MasterKeyError> {
+        let _changing = self.0.changing.lock().await;
+        if let Some(keys) = self.0.kept.read_again().await? {
+            self.take(keys);
+        }
+        Ok(())
+    }
+}
+
+/// The repository's keys are wrapped as every other secret is.
+impl KeyProvider for MasterKey {
+    fn wrap<'a>(&'a self, secret: &'a [u8], what_for: &'a str) -> KeyFuture<'a> {
+        let wrapped = self.wrap_bytes(secret, what_for);
+        Box::pin(async { Ok(wrapped) })
+    }
+
+    fn unwrap<'a>(&'a self, wrapped: &'a [u8], what_for: &'a str) -> KeyFuture<'a> {
+        let opened = self.unwrap_bytes(wrapped, what_for).ok_or(ProviderError::OtherKey);
+        Box::pin(async { opened })
+    }
+
+    fn is_current(&self, wrapped: &[u8]) -> bool {
+        wrapped.starts_with(&header(self.current()))
+    }
+
+    fn refresh(&self) -> KeyFuture<'_, ()> {
+        let unreachable = |error: MasterKeyError| ProviderError::Unreachable(chain(&error));
+        Box::pin(async move { self.read_again().await.map_err(unreachable) })
     }
 }
 
@@ -276,7 +323,7 @@ mod tests {
     use super::*;
 
     fn key(byte: u8) -> MasterKey {
-        MasterKey::from_keys(Path::new("/nowhere"), &[[byte; 32]])
+        MasterKey::of(Kept::Given, &[[byte; 32]])
     }
 
     #[test]
@@ -300,8 +347,8 @@ mod tests {
         assert_eq!(key(1).unwrap(&new, "tenant a").unwrap().expose_secret(), "hunter2");
     }
 
-    #[test]
-    fn the_key_is_made_once_and_renewed_once() {
+    #[tokio::test]
+    async fn the_key_is_made_once_and_renewed_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master.key");
         let first = MasterKey::load_or_create(&path).unwrap();
@@ -311,10 +358,10 @@ mod tests {
         assert_eq!(format!("{first:?}"), "MasterKey");
 
         let pepper = first.pepper().to_vec();
-        first.renew(&from).unwrap();
+        first.renew(&from).await.unwrap();
         let renewed = first.current();
         // Asked for again, as after a crash.
-        first.renew(&from).unwrap();
+        first.renew(&from).await.unwrap();
         let read = MasterKey::load_or_create(&path).unwrap();
         assert_eq!((first.current(), read.current()), (renewed, renewed));
         assert_eq!(read.former().len(), 1);
@@ -322,7 +369,7 @@ mod tests {
         assert_eq!(first.pepper(), pepper, "the pepper stays");
 
         let moved = read.rewrap(&wrapped, "y").unwrap();
-        read.forget_former().unwrap();
+        read.forget_former().await.unwrap();
         let read = MasterKey::load_or_create(&path).unwrap();
         assert!(read.unwrap(&wrapped, "y").is_err() && read.unwrap(&moved, "y").is_ok());
         assert_eq!(std::fs::read(&path).unwrap().len(), 32);
@@ -333,25 +380,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master.key");
         for bytes in [0, 31, 33, 63] {
-            durable::write(&path, &vec![7; bytes]).unwrap();
+            loomworks_core::durable::write(&path, &vec![7; bytes]).unwrap();
             assert!(MasterKey::load_or_create(&path).is_err(), "{bytes} bytes");
         }
-    }
-}
-
-impl loomworks_archive::keys::KeyProvider for MasterKey {
-    fn wrap<'a>(&'a self, secret: &'a [u8], what_for: &'a str) -> loomworks_archive::keys::KeyFuture<'a> {
-        Box::pin(async move {
-            let key = &self.keys()[0];
-            Ok([&MAGIC[..], &key.id.0, &key.wrap(secret, what_for)].concat())
-        })
-    }
-
-    fn unwrap<'a>(&'a self, wrapped: &'a [u8], what_for: &'a str) -> loomworks_archive::keys::KeyFuture<'a> {
-        Box::pin(async move {
-            let sealed = wrapped.get(HEADER_BYTES..).unwrap_or_default();
-            let opened = self.keys().iter().find_map(|key| key.unwrap(sealed, what_for));
-            opened.ok_or(loomworks_archive::keys::ProviderError::OtherKey)
-        })
     }
 }

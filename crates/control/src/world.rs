@@ -19,6 +19,7 @@ use crate::operations::LogConnections;
 use crate::operators::logins::LogIn;
 use crate::profile::Profile;
 use crate::webhooks::Sender;
+use crate::work::restore::shell_word;
 
 /// The platform: its database, the cluster it runs, its repository. Cheap to clone.
 #[derive(Clone)]
@@ -31,7 +32,7 @@ pub struct Parts {
     pub profiles: BTreeMap<String, Profile>,
     /// Databases that are to wait for tenants, of each profile that does not say how many.
     pub pool: u32,
-    pub master_key: Arc<MasterKey>,
+    pub master_key: MasterKey,
     /// How often tenants' passwords are changed, and how.
     pub credential_policy: CredentialPolicy,
     pub keys: KeyRing,
@@ -52,6 +53,8 @@ pub struct Parts {
     pub policy: Policy,
     /// This program, for `restore_command`.
     pub program: PathBuf,
+    /// How that is told where the repository and its keys are, for a shell.
+    pub repository_arguments: String,
     /// The name under which this process claims jobs. One process at a time has it.
     pub node: String,
     /// The kinds of jobs that it knows.
@@ -75,14 +78,19 @@ impl Parts {
         db: Db,
         cluster: Cluster,
         repository: Repository,
-        master_key: impl Into<Arc<MasterKey>>,
+        master_key: MasterKey,
         directory: &Path,
     ) -> Result<Self, Error> {
-        let master_key = master_key.into();
+        let repository_arguments = format!(
+            "--repository {} --master-key-file {}",
+            shell_word(&repository.location().to_string()),
+            shell_word(&master_key.file().unwrap_or(Path::new("")).to_string_lossy()),
+        );
         Ok(Self {
             db,
             cluster,
             repository,
+            repository_arguments,
             profiles: BTreeMap::new(),
             pool: 0,
             credential_policy: CredentialPolicy::default(),

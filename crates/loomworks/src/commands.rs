@@ -34,7 +34,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let client = || Client::new(&arguments.client);
     match arguments.command {
         Command::Serve(settings) => Box::pin(serve::run(*settings)).await?,
-        Command::Wal(command) => return wal::run(command).await,
+        Command::Wal(command) => return wal::run(*command).await,
         Command::Remove(settings) => remove::run(&settings).await?,
         Command::Tenant(command) => tenant::run(&client()?, command, json).await?,
         Command::Tier(command) => tier::run(&client()?, command, json).await?,

@@ -5,6 +5,7 @@ mod commands;
 mod output;
 #[cfg(test)]
 mod reference;
+mod repository;
 mod serve;
 mod settings;
 

@@ -7,6 +7,7 @@ mod notices;
 pub(crate) mod operators;
 mod queue;
 mod recovery;
+mod repository;
 mod serve;
 mod tenant;
 
@@ -20,6 +21,7 @@ pub(crate) use agents::*;
 pub(crate) use notices::*;
 pub(crate) use queue::JobCommand;
 pub(crate) use recovery::*;
+pub(crate) use repository::*;
 pub(crate) use serve::*;
 pub(crate) use tenant::*;
 
@@ -130,7 +132,7 @@ pub(crate) enum Command {
     Fleet(fleet::FleetCommand),
     /// Store WAL in the repository and bring it back: what PostgreSQL calls.
     #[command(subcommand)]
-    Wal(WalCommand),
+    Wal(Box<WalCommand>),
     /// See who did what, and whether the log of it is as it was written.
     #[command(subcommand)]
     Audit(AuditCommand),

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use loomworks_core::durable;
+use loomworks_core::{ExposeSecret, durable};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgConnection};
 
@@ -171,6 +171,20 @@ impl Cluster {
             .await
             .map_err(|source| InstallationError::Spawn { program: "pg_ctl".into(), source })?;
         Ok(output.status.success())
+    }
+
+    /// Whether the server that runs was started with the environment that [`Installation::with_environment`] says. One
+    /// that cannot be looked at was not.
+    #[must_use]
+    pub fn has_environment(&self) -> bool {
+        let Some((name, value)) = self.installation.environment() else { return true };
+        let wanted = format!("{name}={}", value.expose_secret());
+        let environment = || {
+            let pid = std::fs::read_to_string(self.directory.join("postmaster.pid")).ok()?;
+            std::fs::read(format!("/proc/{}/environ", pid.lines().next()?.trim())).ok()
+        };
+        environment()
+            .is_some_and(|all| all.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()))
     }
 
     /// The number that `initdb` gave the cluster, and the bytes of its WAL segments, as its control file has them.

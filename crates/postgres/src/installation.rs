@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
+use loomworks_core::{ExposeSecret, SecretString};
 use tokio::process::Command;
 
 /// Oldest major version we work with (specification: PostgreSQL 15+).
@@ -15,6 +16,8 @@ pub struct Installation {
     bin: PathBuf,
     pub major_version: u32,
     account: Option<Account>,
+    /// What a server is started with, for the commands that it calls.
+    environment: Option<(&'static str, SecretString)>,
 }
 
 /// The user whom the programs run as, for callers who are root: PostgreSQL refuses to be.
@@ -48,7 +51,7 @@ impl Installation {
             if !bin.join("initdb").exists() || !bin.join("postgres").exists() {
                 continue;
             }
-            let found = Self { bin: bin.clone(), major_version: 0, account: None };
+            let found = Self { bin: bin.clone(), major_version: 0, account: None, environment: None };
             let version = found.run("postgres", ["--version"]).await?;
             let Some(major_version) = parse_major_version(&String::from_utf8_lossy(&version.stdout)) else {
                 continue;
@@ -70,6 +73,18 @@ impl Installation {
         Self { account: Some(account), ..self }
     }
 
+    /// The same programs, a server started with a variable that the commands which it calls find in their environment.
+    #[must_use]
+    pub fn with_environment(self, name: &'static str, value: SecretString) -> Self {
+        Self { environment: Some((name, value)), ..self }
+    }
+
+    /// What a server is started with.
+    #[must_use]
+    pub(crate) fn environment(&self) -> Option<&(&'static str, SecretString)> {
+        self.environment.as_ref()
+    }
+
     /// The user whom the programs run as, if not the caller.
     #[must_use]
     pub fn account(&self) -> Option<&Account> {
@@ -89,6 +104,9 @@ impl Installation {
         let mut command = Command::new(self.program(name));
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C.UTF-8");
         command.current_dir("/").stdin(Stdio::null());
+        if let ("pg_ctl", Some((variable, value))) = (name, &self.environment) {
+            command.env(variable, value.expose_secret());
+        }
         if let Some(account) = &self.account {
             command.uid(account.uid).gid(account.gid);
         }

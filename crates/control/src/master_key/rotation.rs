@@ -1,10 +1,13 @@
-//! Changing the master key: a new one wraps, then everything that is stored is wrapped anew.
+//! Changing the master key: a new one wraps, then everything that is stored is wrapped anew, in the management database
+//! and in the repository.
 
+use loomworks_archive::RepositoryError;
+use loomworks_archive::keys::{Keys, Standing};
 use loomworks_core::ids::JobId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::MasterKey;
+use super::{MasterKey, MasterKeyError};
 use crate::access::Operator;
 use crate::db::Db;
 use crate::db::wrapped::{self, PLACES};
@@ -23,6 +26,20 @@ pub struct KeyStatus {
     /// Those of keys that only open.
     pub former: Vec<String>,
     pub wrapped: Vec<WrappedStatus>,
+    pub repository: RepositoryKeys,
+}
+
+/// How the keys of the repository stand: one for each database, and one for what they share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RepositoryKeys {
+    /// Wrapped with the present key.
+    pub current: u64,
+    /// Wrapped with a former one.
+    pub former: u64,
+    /// Deleted, with everything that they have sealed.
+    pub erased: u64,
+    /// Those that do not open, by their names in the repository.
+    pub unopened: Vec<String>,
 }
 
 /// How the secrets of one column stand.
@@ -49,11 +66,31 @@ pub async fn status(world: &World, operator: &Operator) -> Result<KeyStatus, Err
         current: world.master_key.current().to_string(),
         former: world.master_key.former().iter().map(ToString::to_string).collect(),
         wrapped: columns,
+        repository: repository_keys(world.repository.keys()).await?,
     })
+}
+
+/// Opens every key of the repository.
+pub async fn repository_keys(keys: &Keys) -> Result<RepositoryKeys, Error> {
+    let mut all = RepositoryKeys::default();
+    for key in keys.examine().await.map_err(RepositoryError::from)? {
+        match key.standing {
+            Standing::Current => all.current += 1,
+            Standing::Former => all.former += 1,
+            Standing::Erased => all.erased += 1,
+            Standing::DoesNotOpen | Standing::Damaged => all.unopened.push(key.name),
+        }
+    }
+    Ok(all)
 }
 
 /// Asks for another master key.
 pub async fn rotate(world: &World, operator: &Operator, forget_former: bool) -> Result<JobId, Error> {
+    if !world.master_key.can_change() {
+        let error =
+            Error::conflict("the master key is given from outside, and there is no other one behind it");
+        return Err(error.with_hint(MasterKeyError::Given.hint().unwrap_or_default()));
+    }
     let mut scoped = operator.begin(&world.db).await?;
     let from = world.master_key.current().to_string();
     let job = jobs::enqueue(&mut scoped, &RotateMasterKey { from, forget_former }, &operator.actor).await?;
@@ -71,7 +108,9 @@ pub async fn rotate(world: &World, operator: &Operator, forget_former: bool) -> 
 }
 
 /// Drops all keys but the present one, unless something is wrapped with one of them: `Ok(false)`.
-pub async fn forget_former(db: &Db, master_key: &MasterKey) -> Result<bool, Error> {
+pub async fn forget_former(db: &Db, repository: &Keys, master_key: &MasterKey) -> Result<bool, Error> {
+    // Whoever makes a key of the repository with a former one has written it when this returns.
+    let _held = repository.hold().await;
     let mut transaction = db.platform.begin().await?;
     // Whoever wrapped with a former key before there was another has committed it when this returns.
     wrapped::stop_wrapping(&mut transaction).await?;
@@ -81,8 +120,10 @@ pub async fn forget_former(db: &Db, master_key: &MasterKey) -> Result<bool, Erro
             return Ok(false);
         }
     }
-    let cannot_write = |error| Error::Internal(format!("write the master key's file: {error}"));
-    master_key.forget_former().map_err(cannot_write)?;
+    if !repository.not_current().await.map_err(RepositoryError::from)?.is_empty() {
+        return Ok(false);
+    }
+    master_key.forget_former().await?;
     transaction.commit().await?;
     Ok(true)
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use loomworks_archive::RepositoryError;
 use loomworks_core::ids::TenantId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -62,7 +63,7 @@ impl Work for RotateMasterKey {
         let key = &world.master_key;
         match step {
             Step::MakeKey => {
-                key.renew(&self.from).map_err(cannot_write)?;
+                key.renew(&self.from).await.map_err(Error::from)?;
                 Ok(Then::Next(Step::Rewrap))
             }
             Step::Rewrap => {
@@ -73,7 +74,7 @@ impl Work for RotateMasterKey {
             Step::Forget => {
                 // What was wrapped with the former key a moment before there was another is found now, or next time.
                 rewrap(world).await?;
-                Ok(match forget_former(&world.db, key).await? {
+                Ok(match forget_former(&world.db, world.repository.keys(), key).await? {
                     true => Then::Next(Step::Record),
                     false => Then::Later(POLL),
                 })
@@ -93,23 +94,20 @@ impl Work for RotateMasterKey {
     }
 }
 
-/// A secret that nothing opens stops the job, when all the others are wrapped anew: somebody must look before a key is
-/// forgotten.
+/// What nothing opens stops the job, when all the rest is wrapped anew: somebody must look before a key is forgotten.
 async fn rewrap(world: &World) -> Result<(), StepError> {
     // Until nothing is found: rows that somebody else changes meanwhile move to other places.
-    let rewrapped = loop {
+    let secrets = loop {
         let rewrapped = rewrap_all(&world.db, &world.master_key).await?;
         if rewrapped.count == 0 {
             break rewrapped;
         }
     };
-    let Some(first) = rewrapped.unopened.first() else { return Ok(()) };
+    let keys = world.repository.keys().rewrap().await.map_err(RepositoryError::from)?;
+    let unopened: Vec<String> = secrets.unopened.into_iter().chain(keys.unopened).collect();
+    let Some(first) = unopened.first() else { return Ok(()) };
     Err(StepError::permanent(
-        format!("{} secrets open with none of the keys, the first is for {first}", rewrapped.unopened.len()),
-        "put the key that wrapped them behind the others in the master key's file, and start again",
+        format!("{} secrets open with none of the keys, the first is for {first}", unopened.len()),
+        "put the key that wrapped them behind the others where the master key is kept, and start again",
     ))
-}
-
-fn cannot_write(error: std::io::Error) -> Error {
-    Error::Internal(format!("write the master key's file: {error}"))
 }

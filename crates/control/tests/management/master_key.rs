@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
+use loomworks_archive::store::{Location, Store};
+use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::accelerator::Accelerator;
 use loomworks_control::credentials::{MasterKey, app_password_purpose, write_password_file};
 use loomworks_control::db::wrapped::PLACES;
@@ -82,18 +85,18 @@ async fn every_secret_is_wrapped_anew_and_opens_all_the_while() {
     let expected = ["password", "next", "data key"].map(str::to_owned);
     let mut connection = db.platform.acquire().await.expect("connect");
     let from = key.current();
-    key.renew(&from.to_string()).expect("make a key");
+    key.renew(&from.to_string()).await.expect("make a key");
     for id in &tenants {
         let before = wrapped(&mut connection, *id).await;
         assert_eq!(opened(key, *id, &before).as_ref(), Some(&expected), "with the former key");
     }
     assert!(rewrap_all(&db, key).await.expect("rewrap").count > 9);
-    key.forget_former().expect("forget");
+    key.forget_former().await.expect("forget");
     for id in &tenants {
         let now = wrapped(&mut connection, *id).await;
         assert_eq!(opened(key, *id, &now).as_ref(), Some(&expected), "with the new key alone");
     }
-    let again = MasterKey::load_or_create(key.file()).expect("read it");
+    let again = MasterKey::load_or_create(key.file().expect("a file")).expect("read it");
     again.adopt_pepper(&db).await.expect("the stored pepper opens");
     assert_eq!(again.pepper(), key.pepper(), "API keys stay good");
 }
@@ -114,11 +117,11 @@ async fn no_key_is_forgotten_while_a_secret_that_it_has_wrapped_is_on_its_way() 
     let mut slow = db.platform.begin().await.expect("begin");
     let secret = SecretString::from("data key");
     let wrapped = key.wrap_for(&mut slow, &secret, &data_keys::purpose(id)).await.expect("wrap");
-    key.renew(&key.current().to_string()).expect("make a key");
+    key.renew(&key.current().to_string()).await.expect("make a key");
     rewrap_all(&db, key).await.expect("rewrap");
     let forgetting = tokio::spawn({
         let world = world.clone();
-        async move { forget_former(&world.db, &world.master_key).await.expect("look") }
+        async move { forget_former(&world.db, world.repository.keys(), &world.master_key).await.expect("look") }
     });
     until("whoever forgets waits", async || {
         let waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)";
@@ -131,10 +134,34 @@ async fn no_key_is_forgotten_while_a_secret_that_it_has_wrapped_is_on_its_way() 
     assert_eq!(key.former().len(), 1);
 
     rewrap_all(&db, key).await.expect("rewrap");
-    assert!(forget_former(&db, key).await.expect("forget") && key.former().is_empty());
+    assert!(
+        forget_former(&db, world.repository.keys(), key).await.expect("forget") && key.former().is_empty()
+    );
     let mut connection = db.platform.acquire().await.expect("connect");
     let wrapped = rows::wrapped(&mut connection, id).await.expect("read").expect("a data key");
     assert_eq!(key.unwrap(&wrapped, &data_keys::purpose(id)).expect("open").expose_secret(), "data key");
+}
+
+#[tokio::test]
+async fn no_key_is_forgotten_that_a_key_of_the_repository_needs() {
+    let (db, _alone) = KEYS.database().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let key = MasterKey::load_or_create(&directory.path().join("master.key")).expect("a key");
+    sqlx::query("DELETE FROM public.tenant_credentials")
+        .execute(&mut KEYS.server().await.cluster.connect("loomworks_mgmt").await.expect("connect"))
+        .await
+        .expect("delete");
+    let store = Store::open(&Location::Directory(directory.path().join("repository"))).expect("a store");
+    let cluster = ClusterIdentity { system_identifier: 1, segment_bytes: 16 << 20, major_version: 15 };
+    let repository =
+        Repository::create_in(store.clone(), cluster, Arc::new(key.clone())).await.expect("a repository");
+    key.renew(&key.current().to_string()).await.expect("make a key");
+    rewrap_all(&db, &key).await.expect("rewrap");
+    assert!(!forget_former(&db, repository.keys(), &key).await.expect("look"));
+    repository.keys().rewrap().await.expect("rewrap");
+    assert!(forget_former(&db, repository.keys(), &key).await.expect("forget") && key.former().is_empty());
+    let read = MasterKey::load(&directory.path().join("master.key")).expect("read it");
+    Repository::open_in(store, Arc::new(read)).await.expect("it opens with the new key alone");
 }
 
 #[tokio::test]

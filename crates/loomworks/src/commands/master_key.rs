@@ -37,11 +37,16 @@ fn show(status: &KeyStatus, json: bool) -> Result<(), Failure> {
     for former in &status.former {
         output::line(format!("opens: {former}"));
     }
-    let rows: Vec<_> = status
+    let mut rows: Vec<_> = status
         .wrapped
         .iter()
         .map(|column| [column.column.clone(), column.current.to_string(), column.former.to_string()])
         .collect();
+    let keys = &status.repository;
+    rows.push(["keys of the repository".into(), keys.current.to_string(), keys.former.to_string()]);
     output::table(["COLUMN", "PRESENT KEY", "FORMER KEYS"], &rows);
+    for name in &keys.unopened {
+        output::line(format!("does not open: {name}"));
+    }
     Ok(())
 }

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::accelerator::Accelerator;
 use loomworks_control::credentials::{CredentialPolicy, MasterKey, write_password_file};
@@ -28,8 +26,9 @@ use tracing::info;
 
 use super::data::DataDirectory;
 use crate::output::Failure;
-use crate::settings::Serve;
+use crate::repository::make_repository;
 use crate::settings::operators::LogInSettings;
+use crate::settings::{MASTER_KEY, RepositorySettings, Serve};
 
 /// Makes what is missing, starts what is stopped, and gives the world that the roles work on.
 pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<World, Failure> {
@@ -45,22 +44,16 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         port: port(data)?,
     };
     cluster.init(&[PLATFORM_ROLE, API_ROLE, UNDO_ROLE]).await?;
-    let master_key = match &settings.master_key_file {
-        Some(path) => MasterKey::load(path).map_err(|error| {
-            Failure::refused(format!("read the master key `{}`: {error}", path.display()))
-                .with_hint("see docs/operate/key-management.md")
-        })?,
-        None => MasterKey::load_or_create(&data.path("master.key")).context("read the master key")?,
-    };
-    let master_key = Arc::new(master_key);
-    let repository = repository(&cluster, data, master_key.clone()).await?;
+    let repository_settings = settings.repository.in_data_directory(&data.path(""))?;
+    let (repository, master_key) = repository(&repository_settings, &cluster, data).await?;
+    if let Some(key) = &repository_settings.master_key.master_key {
+        // What PostgreSQL calls opens the repository with it.
+        cluster.installation = cluster.installation.with_environment(MASTER_KEY, key.clone());
+    }
     let program = data.path("bin/loomworks");
-    let archive_command = format!(
-        "{} wal push --repository {} --master-key-file {} %p",
-        shell_word(&program.to_string_lossy()),
-        shell_word(&repository.location().to_string()),
-        shell_word(&master_key.file().to_string_lossy()),
-    );
+    let repository_arguments = repository_settings.arguments();
+    let archive_command =
+        format!("{} wal push {repository_arguments} %p", shell_word(&program.to_string_lossy()));
     start_cluster(&mut cluster, data, &archive_command).await?;
 
     let slots = jobs::Slots {
@@ -92,6 +85,7 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
             recovery_days: settings.recovery_days,
         },
         program,
+        repository_arguments,
         node: node.trim().to_owned(),
         accelerator: accelerator(settings)?,
         slots,
@@ -203,20 +197,17 @@ fn accelerator(settings: &Serve) -> Result<Accelerator, Failure> {
 }
 
 async fn repository(
+    settings: &RepositorySettings,
     cluster: &Cluster,
     data: &DataDirectory,
-    master_key: Arc<MasterKey>,
-) -> Result<Repository, Failure> {
+) -> Result<(Repository, MasterKey), Failure> {
     let (system_identifier, segment_bytes) = cluster.control_data().await?;
     let identity = ClusterIdentity {
         system_identifier,
         segment_bytes,
         major_version: cluster.installation.major_version,
     };
-    Repository::create(&Location::Directory(data.path("repository")), identity, master_key).await.map_err(|error| {
-        let failure = Failure::refused(error.to_string());
-        Failure { hint: error.hint().map(str::to_owned), ..failure }
-    })
+    make_repository(settings, &data.path(""), identity).await
 }
 
 /// Starts the cluster, on another port if somebody has taken its own in the meantime.
@@ -226,6 +217,10 @@ async fn start_cluster(
     archive_command: &str,
 ) -> Result<(), Failure> {
     let log = data.directory("log")?;
+    if cluster.is_running().await? && !cluster.has_environment() {
+        info!("PostgreSQL runs with another master key; starting it again");
+        cluster.stop().await?;
+    }
     if !cluster.is_running().await? && TcpListener::bind(("127.0.0.1", cluster.port)).is_err() {
         cluster.port = free_port()?;
         data.write("port", cluster.port.to_string().as_bytes())?;

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use loomworks_core::ids::SnapshotId;
 use loomworks_core::lsn::Lsn;
 
+use super::repository::RepositorySettings;
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum SnapshotCommand {
     /// Take a snapshot, and wait until it is ready.
@@ -109,20 +111,17 @@ pub(crate) enum ArchiveCommand {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum WalCommand {
-    /// Store a WAL file, as PostgreSQL's `archive_command` ends: `wal push --repository DIR %p`.
+    /// Store a WAL file, as PostgreSQL's `archive_command`: `wal push --repository … --master-key-file … %p`.
     Push {
-        #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
-        repository: PathBuf,
-        #[arg(long, env = "LOOMWORKS_MASTER_KEY_FILE", value_name = "FILE")]
-        master_key_file: PathBuf,
+        #[command(flatten)]
+        repository: RepositorySettings,
         path: PathBuf,
     },
-    /// Bring a WAL file back, as `restore_command` ends: `wal fetch --repository DIR %f %p`. Status 1: there is none.
+    /// Bring a WAL file back, as `restore_command`: `wal fetch --repository … --master-key-file … %f %p`. Status 1: there
+    /// is none.
     Fetch {
-        #[arg(long, env = "LOOMWORKS_REPOSITORY", value_name = "DIRECTORY")]
-        repository: PathBuf,
-        #[arg(long, env = "LOOMWORKS_MASTER_KEY_FILE", value_name = "FILE")]
-        master_key_file: PathBuf,
+        #[command(flatten)]
+        repository: RepositorySettings,
         name: String,
         path: PathBuf,
     },

@@ -12,6 +12,7 @@ use loomworks_web::Network;
 
 use super::operators;
 use super::queue::QueueSettings;
+use super::repository::RepositorySettings;
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Serve {
@@ -86,9 +87,8 @@ pub(crate) struct Serve {
     #[command(flatten)]
     pub(crate) queue: QueueSettings,
 
-    /// The master key's file, if it is not kept in the data directory. It must be there.
-    #[arg(long, value_name = "FILE", env = "LOOMWORKS_MASTER_KEY_FILE")]
-    pub(crate) master_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) repository: RepositorySettings,
 
     /// After how many days the password of a tenant's app is changed.
     #[arg(long, default_value_t = 90, value_name = "DAYS", env = "LOOMWORKS_CREDENTIALS_DAYS")]

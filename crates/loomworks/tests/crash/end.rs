@@ -207,5 +207,7 @@ pub(crate) async fn keys(stage: &Stage) -> Value {
     let status =
         loomworks_control::master_key::rotation::status(&world, &operator()).await.expect("the keys");
     let former: i64 = status.wrapped.iter().map(|column| column.former).sum();
-    json!({ "former": status.former.len(), "wrapped_with_former": former })
+    json!({
+        "former": status.former.len(), "wrapped_with_former": former, "in_repository": status.repository.former
+    })
 }
