@@ -3,6 +3,7 @@
 //! This crate knows neither tenants nor the management database. The repository is the truth about what is safe; a
 //! row elsewhere that says so only repeats it.
 
+pub mod backup;
 pub mod keys;
 pub mod lineage;
 pub mod repository;

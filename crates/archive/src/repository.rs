@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use loomworks_core::lsn::Segment;
+use loomworks_core::lsn::{Lsn, Segment};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -168,6 +168,20 @@ impl Repository {
     /// What an object's key is bound to: this repository, its name, and what in it.
     pub(crate) fn identity(&self, name: &str, part: &str) -> String {
         format!("{} {name} {part}", self.id)
+    }
+
+    /// Whether everything from the segment that holds `from` up to the byte before `to` is here.
+    ///
+    /// TEMPORARY: it looks only whether there is an object for each segment. The module for WAL brings its own.
+    pub async fn has(&self, timeline: u32, from: Lsn, to: Lsn) -> Result<bool, RepositoryError> {
+        let bytes = self.cluster.segment_bytes;
+        let (first, last) = (Segment::at(timeline, from, bytes), Segment::before(timeline, to, bytes));
+        for number in first.number..=last.number {
+            if self.store.size(&segment_name(Segment { timeline, number }, bytes)).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A timeline and those that it came from.
