@@ -7,6 +7,7 @@ pub mod backup;
 pub mod keys;
 pub mod lineage;
 pub mod repository;
+pub mod retention;
 pub mod seal;
 pub mod segment;
 pub mod store;
