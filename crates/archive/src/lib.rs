@@ -13,6 +13,7 @@ pub mod replay;
 pub mod recover;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod seal;
 pub mod store;
 pub mod stream;

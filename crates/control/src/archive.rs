@@ -1,5 +1,7 @@
 //! What the platform asks of its repository, and how the archive stands.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use loomworks_archive::restore::{self, Catalog, RestorePlan, Target};
 use loomworks_archive::stream;
@@ -13,6 +15,7 @@ use crate::World;
 use crate::access::{Granted, Operator};
 use crate::db::{snapshots, tenants as rows};
 use crate::error::Error;
+use crate::work::expire;
 use crate::{restores, tenants};
 
 /// The timeline that the cluster is on.
@@ -127,6 +130,50 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
         newest_backup_at,
         recoverable_from: backups.first().map(|backup| backup.finished_at),
         alarms,
+    })
+}
+
+/// What would be removed from the repository.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ExpiryShown {
+    /// Backups that stay, and why.
+    pub kept: Vec<KeptShown>,
+    /// What goes, by the reason.
+    pub removed: Vec<RemovedShown>,
+    /// Why less is removed than could be.
+    pub held_back: Vec<String>,
+}
+
+/// A backup that stays.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct KeptShown {
+    pub backup: String,
+    pub why: Vec<String>,
+}
+
+/// Objects that go for one reason.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RemovedShown {
+    pub why: String,
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+/// What would be removed now.
+pub async fn expiry(world: &World, _: &Operator) -> Result<ExpiryShown, Error> {
+    let plan = expire::plan(world).await?;
+    let mut removed: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for removal in plan.removals() {
+        let (objects, bytes) = removed.entry(removal.why.to_string()).or_default();
+        (*objects, *bytes) = (*objects + 1, *bytes + removal.bytes);
+    }
+    Ok(ExpiryShown {
+        kept: plan.kept.into_iter().map(|kept| KeptShown { backup: kept.label, why: kept.why }).collect(),
+        removed: removed
+            .into_iter()
+            .map(|(why, (objects, bytes))| RemovedShown { why, objects, bytes })
+            .collect(),
+        held_back: plan.held_back,
     })
 }
 

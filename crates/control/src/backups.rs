@@ -9,6 +9,7 @@ use crate::access::Operator;
 use crate::error::Error;
 use crate::page::{Asked, Page};
 use crate::work::backup::TakeBackup;
+use crate::work::expire::Expire;
 use crate::work::restore_drill::RestoreDrill;
 use crate::work::verify_backup::VerifyBackup;
 use crate::{audit, jobs};
@@ -29,6 +30,11 @@ pub async fn verify(world: &World, operator: &Operator, label: &str) -> Result<J
 /// Asks for a drill, or finds the one that is under way.
 pub async fn drill(world: &World, operator: &Operator) -> Result<JobId, Error> {
     enqueue(world, operator, &RestoreDrill {}, "archive.drill_requested", json!({})).await
+}
+
+/// Asks for what is out of the recovery window to be removed.
+pub async fn expire(world: &World, operator: &Operator) -> Result<JobId, Error> {
+    enqueue(world, operator, &Expire {}, "archive.expiry_requested", json!({})).await
 }
 
 async fn enqueue<W: jobs::Work>(

@@ -44,7 +44,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Restore(command) => restore::run(&client()?, command, json).await?,
         Command::Key(command) => key::run(&client()?, command, json).await?,
         Command::Job(command) => job::run(&client()?, command, json).await?,
-        Command::Backup(command) => backup::run(&client()?, command, json).await?,
+        Command::Backup(command) => return backup::run(&client()?, command, json).await,
         Command::Archive(command) => return archive::run(&client()?, command, json).await,
         Command::Audit(command) => return audit::run(&client()?, command, json).await,
         Command::MasterKey(command) => master_key::run(&client()?, command, json).await?,

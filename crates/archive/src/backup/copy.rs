@@ -161,7 +161,7 @@ pub(super) async fn copy(
 
 /// All packs with their sizes.
 async fn packs_there(repository: &Repository) -> Result<HashMap<String, u64>, RepositoryError> {
-    let packs = repository.store.list("packs").await?;
+    let packs = repository.store.list(names::PACKS).await?;
     Ok(packs.into_iter().map(|entry| (entry.name, entry.bytes)).collect())
 }
 

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -203,11 +202,9 @@ impl Made {
         manifest.files.retain(|file| file.path != TABLESPACE_MAP);
         for path in &manifest.directories {
             let path = into.join(path);
-            match DirBuilder::new().mode(0o700).create(&path) {
-                // A database's directory may be known to both its tablespaces' groups.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made.map_err(file_error("make", &path))?,
-            }
+            // Groups are made side by side: whoever comes first makes what is above.
+            let made = DirBuilder::new().mode(0o700).recursive(true).create(&path);
+            made.map_err(file_error("make", &path))?;
         }
         for file in &manifest.files {
             let path = on_disk(&into, &file.path);

@@ -3,6 +3,7 @@
 use crate::keys::DatabaseOid;
 
 pub(crate) const BACKUPS: &str = "backups";
+pub(crate) const PACKS: &str = "packs";
 
 /// The write that makes it a backup.
 pub(crate) fn manifest(label: &str) -> String {
@@ -33,4 +34,9 @@ pub(crate) fn group(label: &str, attempt: &str, oid: DatabaseOid) -> String {
 pub(crate) fn is_label(label: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     (1..=100).contains(&label.len()) && label.bytes().all(allowed)
+}
+
+/// Whether an object says that a try has begun.
+pub(crate) fn is_begun(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| last.starts_with("begun-"))
 }

@@ -361,3 +361,14 @@ pub async fn waiting(pool: &sqlx::PgPool) -> sqlx::Result<Vec<(Option<TenantId>,
     };
     Ok(rows.into_iter().filter_map(known).collect())
 }
+
+/// The unfinished jobs of a kind: their work, and the step that is saved.
+pub async fn unfinished_of_kind(
+    connection: &mut PgConnection,
+    kind: &str,
+) -> sqlx::Result<Vec<(Value, Option<Value>)>> {
+    sqlx::query_as("SELECT work, step FROM jobs WHERE kind = $1 AND state IN ('waiting', 'running')")
+        .bind(kind)
+        .fetch_all(connection)
+        .await
+}

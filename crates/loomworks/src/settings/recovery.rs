@@ -95,10 +95,15 @@ pub(crate) enum RestoreCommand {
 pub(crate) enum BackupCommand {
     /// Take a base backup now, and wait for it.
     Run {
+        /// Store everything again, whatever former backups have.
+        #[arg(long)]
+        full: bool,
         /// Do not wait.
         #[arg(long)]
         no_wait: bool,
     },
+    /// Read a backup back, and prove that it can be restored. Exit code 1: it cannot, or not whole.
+    Verify { label: String },
     /// The base backups, oldest first.
     List,
 }
@@ -107,6 +112,16 @@ pub(crate) enum BackupCommand {
 pub(crate) enum ArchiveCommand {
     /// How far the archive is behind the server, what can be restored, what to look at. Exit code 1: there are alarms.
     Status,
+    /// What would be removed from the repository now, and why.
+    Expiry,
+    /// Remove it now, and wait. It is done daily at 04:00 UTC.
+    Expire {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Restore some tenants on the side, look them over, throw them away, and say how it went.
+    Drill,
 }
 
 #[derive(Subcommand, Debug)]

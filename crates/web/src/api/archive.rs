@@ -2,16 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use loomworks_control::World;
-use loomworks_control::archive::{self, ArchiveStatus, RecoveryWindow};
+use axum::http::StatusCode;
+use loomworks_control::archive::{self, ArchiveStatus, ExpiryShown, RecoveryWindow};
+use loomworks_control::{World, backups};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::Accepted;
 use crate::error::Problem;
-use crate::extract::{OperatorReading, Reading};
+use crate::extract::{AsOperator, OperatorReading, Reading};
 
 pub(super) fn routes() -> OpenApiRouter<World> {
-    OpenApiRouter::new().routes(routes!(status)).routes(routes!(window))
+    OpenApiRouter::new().routes(routes!(status)).routes(routes!(window)).routes(routes!(expiry, expire))
 }
 
 /// How far the archive is behind the server, what can be restored, and what somebody should look at.
@@ -22,6 +24,27 @@ async fn status(
     OperatorReading(operator): OperatorReading,
 ) -> Result<Json<ArchiveStatus>, Problem> {
     Ok(Json(archive::status(&world, &operator).await?))
+}
+
+/// What would be removed from the repository now, and why. Changes nothing.
+#[utoipa::path(get, path = "/v1/archive/expiry", tag = "backups",
+    responses((status = 200, description = "The plan.", body = ExpiryShown)))]
+async fn expiry(
+    State(world): State<World>,
+    OperatorReading(operator): OperatorReading,
+) -> Result<Json<ExpiryShown>, Problem> {
+    Ok(Json(archive::expiry(&world, &operator).await?))
+}
+
+/// Remove now what is out of the recovery window and needed by nothing, beside the daily round.
+#[utoipa::path(post, path = "/v1/archive/expiry", tag = "backups",
+    responses((status = 202, description = "It is being removed.", body = Accepted)))]
+async fn expire(
+    State(world): State<World>,
+    AsOperator(operator): AsOperator,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let job = backups::expire(&world, &operator).await?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { job })))
 }
 
 /// To which moments the tenant can go back, and how long that would take.
