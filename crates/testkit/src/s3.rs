@@ -103,7 +103,7 @@ impl Drop for S3 {
 
 /// The Python that has the server. Installed when it is missing: a test may be run by itself.
 fn python() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout");
     let install = Command::new("bash")
         .args(["-c", "set -euo pipefail; . scripts/dev-common.sh; install_s3"])
         .current_dir(&root)

@@ -13,6 +13,7 @@ mod metrics;
 mod oidc;
 mod permissions;
 mod platform;
+mod repository;
 mod rotation;
 mod secrets;
 mod webhooks;

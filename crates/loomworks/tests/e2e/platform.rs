@@ -43,6 +43,13 @@ fn program() -> &'static Path {
 impl Platform {
     /// Starts one and waits until it is ready.
     pub(crate) fn start(app: &App) -> Self {
+        let mut platform = Self::prepare(app);
+        platform.serve(None);
+        platform
+    }
+
+    /// One that was not started yet.
+    pub(crate) fn prepare(app: &App) -> Self {
         // For the tests' own HTTP clients, as the program does for its.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Short, because of the sockets' paths, and where the user that root becomes can reach it.
@@ -87,8 +94,35 @@ impl Platform {
                 }
             }
         }
-        platform.serve(None);
         platform
+    }
+
+    /// A file for the platform's own user, and nobody else.
+    pub(crate) async fn write_private(&self, file: &str, text: &str) -> PathBuf {
+        let path = self.root.join(file);
+        loomworks_core::durable::write(&path, text.as_bytes()).expect("write it");
+        if let Some(account) = loomworks_testkit::installation().await.account() {
+            std::os::unix::fs::chown(&path, Some(account.uid), Some(account.gid)).expect("give it away");
+        }
+        path
+    }
+
+    /// Tries to start and gives what the program says when it refuses.
+    pub(crate) fn refusal(&self) -> String {
+        let mut command = Command::new(program());
+        command.arg("serve").arg("--data").arg(self.data());
+        command.arg("--api-listen").arg(format!("127.0.0.1:{}", self.api));
+        command.arg("--gateway-listen").arg(format!("127.0.0.1:{}", self.gateway));
+        command.envs(self.environment.iter().cloned());
+        let output = command.output().expect("run it");
+        assert!(!output.status.success(), "it has not refused");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Sets a variable for the next start.
+    pub(crate) fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.environment.retain(|(known, _)| *known != name);
+        self.environment.push((name, value.into()));
     }
 
     /// A file of the profile, read at the next start.
