@@ -82,7 +82,8 @@ impl Kind {
     fn of(name: &str, segment_bytes: u64) -> Option<Self> {
         let segment = |name: &str| Segment::from_file_name(name, segment_bytes);
         if let Some(timeline) = name.strip_suffix(".history") {
-            return (timeline.len() == 8 && timeline.bytes().all(|b| b.is_ascii_hexdigit())).then_some(Self::History);
+            return (timeline.len() == 8 && timeline.bytes().all(|b| b.is_ascii_hexdigit()))
+                .then_some(Self::History);
         }
         if let Some(name) = name.strip_suffix(".partial") {
             return segment(name).map(Self::Partial);
@@ -98,7 +99,8 @@ impl Repository {
     /// Stores a WAL segment or a timeline's history.
     pub async fn push(&self, path: &Path) -> Result<Pushed, PushError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let kind = Kind::of(&name, self.cluster.segment_bytes).ok_or_else(|| PushError::Name(name.clone()))?;
+        let kind =
+            Kind::of(&name, self.cluster.segment_bytes).ok_or_else(|| PushError::Name(name.clone()))?;
         let read = path.to_owned();
         let content = blocking(move || std::fs::read(&read).map_err(file_error("read", &read))).await?;
         match kind {
@@ -181,13 +183,16 @@ impl Repository {
         carry: Option<Carry>,
     ) -> Result<Bytes, PushError> {
         let (range, geometry) = (header.range, header.geometry);
-        let taken = blocking(move || wal::split(&geometry, &range, &content, carry.as_ref(), Tail::Kept)).await;
+        let taken =
+            blocking(move || wal::split(&geometry, &range, &content, carry.as_ref(), Tail::Kept)).await;
         let split = taken.map_err(|source| PushError::Split { name: name.to_owned(), source })?;
         let mut keys: BTreeMap<DatabaseOid, DataKey> = BTreeMap::new();
         for &oid in split.streams.keys() {
             let key = match oid {
                 SHARED => self.keys.shared().clone(),
-                _ => self.keys.find_or_make(oid, lineage, range.start).await.map_err(RepositoryError::from)?,
+                _ => {
+                    self.keys.find_or_make(oid, lineage, range.start).await.map_err(RepositoryError::from)?
+                }
             };
             keys.insert(oid, key);
         }

@@ -125,7 +125,8 @@ impl Repository {
         let known = self.known(timeline).await?;
         // The object before it, so that it is in the listing itself.
         let before = known.segments.iter().next_back().and_then(|newest| newest.checked_sub(1));
-        let after = before.map(|number| segment_name(Segment { timeline, number }, self.cluster.segment_bytes));
+        let after =
+            before.map(|number| segment_name(Segment { timeline, number }, self.cluster.segment_bytes));
         let listed = self.store.list_after(&format!("wal/{timeline:08X}"), after.as_deref()).await?;
         Ok(listed.into_iter().map(|entry| entry.modified_at).max())
     }
@@ -247,7 +248,10 @@ mod tests {
         assert_eq!(repository.archived_up_to(1).await.unwrap(), Some(Lsn(at(2).0 + 200)));
         let lineage = Lineage::first(1);
         let objects = repository.objects(&lineage, at(1), None).await.unwrap();
-        assert_eq!(objects, [segment_name(Segment { timeline: 1, number: 1 }, BYTES), piece(0, 100), piece(100, 200)]);
+        assert_eq!(
+            objects,
+            [segment_name(Segment { timeline: 1, number: 1 }, BYTES), piece(0, 100), piece(100, 200)]
+        );
         let missing = repository.objects(&lineage, at(1), Some(Lsn(at(2).0 + 300))).await;
         assert!(matches!(missing, Err(RepositoryError::Gone { .. })));
         put(&repository, segment_name(segment, BYTES)).await;

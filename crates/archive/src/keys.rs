@@ -280,7 +280,11 @@ impl Keys {
         for entry in self.store.list("keys").await? {
             let oid = entry.name["keys/".len()..].split('-').next().and_then(|oid| oid.parse().ok());
             if let Some(oid) = oid
-                && self.keeper().load_stored(&entry.name).await?.is_some_and(|stored| stored.wrapped.is_some())
+                && self
+                    .keeper()
+                    .load_stored(&entry.name)
+                    .await?
+                    .is_some_and(|stored| stored.wrapped.is_some())
             {
                 readable.push(oid);
             }

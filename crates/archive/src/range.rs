@@ -64,12 +64,6 @@ impl Header {
     pub(crate) fn databases(&self) -> impl Iterator<Item = DatabaseOid> + '_ {
         self.streams.iter().map(|stream| stream.database).filter(|&oid| oid != SHARED)
     }
-
-    /// Bytes that must be read for some databases and what all share.
-    pub(crate) fn stored_bytes(&self, wanted: &[DatabaseOid]) -> u64 {
-        let wanted = |stream: &&Stream| stream.database == SHARED || wanted.contains(&stream.database);
-        self.streams.iter().filter(wanted).map(|stream| stream.stored).sum()
-    }
 }
 
 /// Seals a range's streams into an object.
@@ -125,7 +119,11 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// Opens an object of which the first bytes are there. `Err(Some(n))`: it takes `n` bytes.
-    fn parse(repository: &Repository, name: &str, head: &Bytes) -> Result<Result<Self, u64>, RepositoryError> {
+    fn parse(
+        repository: &Repository,
+        name: &str,
+        head: &Bytes,
+    ) -> Result<Result<Self, u64>, RepositoryError> {
         let damaged = |why: &str| RepositoryError::damaged(name, why);
         let preamble = head.get(..PREAMBLE_BYTES).ok_or_else(|| damaged("it is too short"))?;
         let (magic, rest) = preamble.split_at(MAGIC.len());
@@ -173,7 +171,11 @@ impl Opened {
         let missing = || RepositoryError::damaged(&self.name, "it is too short");
         streams
             .map(|stream| {
-                let key = if stream.database == SHARED { repository.keys.shared() } else { &keys[&stream.database] };
+                let key = if stream.database == SHARED {
+                    repository.keys.shared()
+                } else {
+                    &keys[&stream.database]
+                };
                 let (from, to) = self.place(stream)?;
                 let sealed = self.head.get(from..to).ok_or_else(missing)?;
                 self.open(repository, stream, key, sealed)

@@ -62,7 +62,11 @@ impl Repository {
     }
 
     /// How the cluster would be brought back. Changes nothing.
-    pub async fn plan_recovery(&self, target: Option<Target>, now: jiff::Timestamp) -> Result<ClusterPlan, CannotRecover> {
+    pub async fn plan_recovery(
+        &self,
+        target: Option<Target>,
+        now: jiff::Timestamp,
+    ) -> Result<ClusterPlan, CannotRecover> {
         let timeline = self.newest_timeline().await?;
         let Catalog { backups, archived_up_to, timeline } = self.catalog(timeline).await?;
         let archived_up_to = archived_up_to.unwrap_or_default();

@@ -113,11 +113,15 @@ impl Repository {
         let opened = Opened::read(self, &name).await?;
         let opened = opened.ok_or_else(|| RepositoryError::Gone { name: name.clone() })?;
         let shared = opened.stream(self, SHARED, self.keys.shared()).await?;
-        let shared = shared.ok_or_else(|| RepositoryError::damaged(&name, "it has no stream of what all share"))?;
+        let shared =
+            shared.ok_or_else(|| RepositoryError::damaged(&name, "it has no stream of what all share"))?;
         let mut kept = Vec::new();
         for oid in opened.header.databases().filter(|oid| replay.databases.contains(oid)) {
             let Found::Key(key) = self.keys.find(oid, &replay.lineage).await? else {
-                return Err(RepositoryError::damaged(&name, format!("the key of database {oid} was deleted")));
+                return Err(RepositoryError::damaged(
+                    &name,
+                    format!("the key of database {oid} was deleted"),
+                ));
             };
             kept.extend(opened.stream(self, oid, &key).await?);
         }

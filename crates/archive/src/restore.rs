@@ -191,16 +191,34 @@ impl Repository {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::Group;
+
+    const DATABASE: DatabaseOid = 20_000;
 
     fn backup(label: &str, end: u64, finished_at: &str) -> Backup {
+        let finished_at = finished_at.parse().unwrap();
+        let group = |oid, bytes| Group { oid, bytes, ..Group::default() };
         Backup {
             label: label.into(),
+            attempt: String::new(),
             timeline: 1,
             start: Lsn(end - 10),
             end: Lsn(end),
-            finished_at: finished_at.parse().unwrap(),
-            size_bytes: 1,
-            sha256: String::new(),
+            next_xid: 1000,
+            started_at: finished_at,
+            finished_at,
+            previous: None,
+            page_checksums: Some(true),
+            pages_in_a_file: 131_072,
+            groups: vec![
+                group(SHARED, 5),
+                group(POSTGRES, 7),
+                group(DATABASE, 100),
+                group(DATABASE + 1, 1000),
+            ],
+            size_bytes: 1112,
+            new_bytes: 1,
+            damaged_pages: 0,
         }
     }
 
@@ -211,6 +229,7 @@ mod tests {
                 backup("new", 200, "2026-01-02T02:00:00Z"),
             ],
             archived_up_to: Some(Lsn(300)),
+            timeline: 1,
         }
     }
 
@@ -219,7 +238,7 @@ mod tests {
     }
 
     fn chosen(target: Target) -> Result<String, CannotRestore> {
-        plan(&catalog(), target, now()).map(|plan| plan.backup.label)
+        plan(&catalog(), DATABASE, target, now()).map(|plan| plan.backup.label)
     }
 
     fn time(text: &str) -> Target {
@@ -241,13 +260,27 @@ mod tests {
         assert!(matches!(chosen(Target::Lsn(Lsn(99))), Err(CannotRestore::TooEarly { .. })));
         assert!(matches!(chosen(Target::Lsn(Lsn(301))), Err(CannotRestore::NotArchived(_))));
         assert!(matches!(chosen(time("2027-01-01T00:00:00Z")), Err(CannotRestore::TooLate { .. })));
-        let empty = Catalog { backups: vec![], archived_up_to: None };
-        assert_eq!(plan(&empty, Target::Lsn(Lsn(1)), now()), Err(CannotRestore::NoBackup));
+        let empty = Catalog { backups: vec![], archived_up_to: None, timeline: 1 };
+        assert_eq!(plan(&empty, DATABASE, Target::Lsn(Lsn(1)), now()), Err(CannotRestore::NoBackup));
     }
 
     #[test]
     fn the_plan_counts_the_wal_from_the_backups_start() {
-        assert_eq!(plan(&catalog(), Target::Lsn(Lsn(250)), now()).unwrap().wal_bytes, 60);
-        assert_eq!(plan(&catalog(), time("2026-01-02T12:00:00Z"), now()).unwrap().wal_bytes, 110);
+        let planned = |target| plan(&catalog(), DATABASE, target, now()).unwrap();
+        assert_eq!(planned(Target::Lsn(Lsn(250))).wal_bytes, 60);
+        assert_eq!(planned(time("2026-01-02T12:00:00Z")).wal_bytes, 110);
+    }
+
+    #[test]
+    fn only_the_databases_own_files_and_what_all_share_are_counted() {
+        let planned = plan(&catalog(), DATABASE, Target::Lsn(Lsn(250)), now()).unwrap();
+        assert_eq!(planned.backup.size_bytes, 105);
+        assert_eq!(planned.databases(), [POSTGRES, DATABASE]);
+    }
+
+    #[test]
+    fn times_count_from_postgresqls_epoch() {
+        assert_eq!(until(time("2000-01-01T00:00:01Z")), Until::Time(1_000_000));
+        assert_eq!(until(Target::Lsn(Lsn(7))), Until::Before(Lsn(7)));
     }
 }

@@ -37,11 +37,19 @@ struct Growing {
 }
 
 /// Receives and stores until it is told to stop.
-pub async fn run(repository: Repository, cluster: Cluster, directory: PathBuf, mut stopped: watch::Receiver<bool>) {
+pub async fn run(
+    repository: Repository,
+    cluster: Cluster,
+    directory: PathBuf,
+    mut stopped: watch::Receiver<bool>,
+) {
     let mut archiver = Archiver { repository, cluster, directory, growing: None };
     while !*stopped.borrow() {
         if let Err(error) = archiver.receive(&mut stopped).await {
-            warn!(error = &error as &dyn std::error::Error, "receiving WAL was interrupted; it is begun again");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "receiving WAL was interrupted; it is begun again"
+            );
         }
         tokio::select! {
             () = told(&mut stopped) => {}
@@ -83,7 +91,10 @@ impl Archiver {
             }
             if let Err(error) = self.store().await {
                 // The server keeps what is not archived by its archive_command, and the slot what was not received.
-                warn!(error = &error as &dyn std::error::Error, "storing received WAL failed; it is tried again");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "storing received WAL failed; it is tried again"
+                );
             }
         }
     }

@@ -209,7 +209,9 @@ async fn the_stream_is_seconds_behind_and_goes_on_where_it_was() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(60), arrived).await.expect("it arrives without a switch");
+            tokio::time::timeout(Duration::from_secs(60), arrived)
+                .await
+                .expect("it arrives without a switch");
             assert!(setting.repository.has(1, begin, reached).await.unwrap());
         }
         stop.send_replace(true);

@@ -102,7 +102,8 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
     }
     match &slot {
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
-            alarms.push("the archiver's slot has lost WAL; it is made anew when the archiver runs".to_owned());
+            alarms
+                .push("the archiver's slot has lost WAL; it is made anew when the archiver runs".to_owned());
         }
         Some(slot) if !slot.active => alarms.push("the archiver does not receive WAL".to_owned()),
         _ => {}
@@ -220,10 +221,7 @@ pub async fn estimate(world: &World, granted: &Granted, plan: &RestorePlan) -> R
     let newest = snapshots::newest_ready(&mut scoped, granted.tenant()).await?;
     let database = newest.and_then(|snapshot| snapshot.size_bytes).unwrap_or(0).max(0).cast_unsigned();
     let database = database.max(plan.backup.size_bytes);
-    Ok(FIXED_SECONDS
-        + plan.backup.size_bytes / FILES_RATE
-        + plan.wal_bytes / WAL_RATE
-        + database / COPY_RATE)
+    Ok(FIXED_SECONDS + plan.backup.size_bytes / FILES_RATE + plan.wal_bytes / WAL_RATE + database / COPY_RATE)
 }
 
 /// Refuses a moment that is out of what is kept for the tenant.

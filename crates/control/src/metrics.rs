@@ -73,8 +73,11 @@ pub const ARCHIVE_FAILING: Metric = gauge(
     Unit::Count,
     "1 while the newest try to archive a WAL segment is one that failed, else 0.",
 );
-pub const ARCHIVE_BEHIND: Metric =
-    gauge("loomworks_archive_behind_bytes", Unit::Bytes, "WAL that the server has written and the archive does not have.");
+pub const ARCHIVE_BEHIND: Metric = gauge(
+    "loomworks_archive_behind_bytes",
+    Unit::Bytes,
+    "WAL that the server has written and the archive does not have.",
+);
 pub const RECOVERY_POINT: Metric = gauge(
     "loomworks_archive_recovery_point_seconds",
     Unit::Seconds,

@@ -47,7 +47,11 @@ pub async fn ensure_slot(cluster: &Cluster, name: &str) -> Result<(), ClusterErr
     let mut admin = cluster.connect("postgres").await?;
     let failed = |source| ClusterError::Query { directory: cluster.directory.clone(), source };
     if lost {
-        sqlx::query("SELECT pg_drop_replication_slot($1)").bind(name).execute(&mut admin).await.map_err(failed)?;
+        sqlx::query("SELECT pg_drop_replication_slot($1)")
+            .bind(name)
+            .execute(&mut admin)
+            .await
+            .map_err(failed)?;
     }
     if lost || found.is_none() {
         let sql = "SELECT pg_create_physical_replication_slot($1, immediately_reserve => true)";
@@ -87,7 +91,8 @@ impl Received {
     /// Looks into the directory.
     pub fn look(directory: &Path) -> std::io::Result<Self> {
         let mut found = Self::default();
-        let names = std::fs::read_dir(directory)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let names =
+            std::fs::read_dir(directory)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut names: Vec<String> = names.collect();
         names.sort_unstable();
         for name in names {

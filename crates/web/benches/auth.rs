@@ -15,6 +15,7 @@ use axum::body::Body;
 use axum::http::Request;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::access::{self, Caller, Identity, Operator, Permission, Scope};
 use loomworks_control::credentials::MasterKey;
@@ -84,8 +85,10 @@ async fn process(directory: &Path) -> World {
     let (system_identifier, segment_bytes) = cluster.control_data().await.expect("look at the cluster");
     let major_version = cluster.installation.major_version;
     let identity = ClusterIdentity { system_identifier, segment_bytes, major_version };
-    let repository = Repository::create(&directory.join("repository"), identity).await.expect("a repository");
     let master_key = MasterKey::load_or_create(&directory.join("master.key")).expect("a master key");
+    let location = Location::Directory(directory.join("repository"));
+    let repository = Repository::create(&location, identity, Arc::new(master_key.clone())).await;
+    let repository = repository.expect("a repository");
     World::new(Parts::new(db, cluster, repository, master_key, directory).expect("the parts"))
 }
 

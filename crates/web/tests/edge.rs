@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -11,6 +12,7 @@ use axum::http::{Request, Response};
 use futures_util::StreamExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::access::{self, Caller, Identity, Operator, Permission, Scope};
 use loomworks_control::credentials::MasterKey;
@@ -42,8 +44,10 @@ async fn world() -> World {
     let (system_identifier, segment_bytes) = cluster.control_data().await.expect("look at the cluster");
     let major_version = cluster.installation.major_version;
     let identity = ClusterIdentity { system_identifier, segment_bytes, major_version };
-    let repository = Repository::create(&directory.join("repository"), identity).await.expect("a repository");
     let master_key = MasterKey::load_or_create(&directory.join("master.key")).expect("a master key");
+    let location = Location::Directory(directory.join("repository"));
+    let repository = Repository::create(&location, identity, Arc::new(master_key.clone())).await;
+    let repository = repository.expect("a repository");
     let _ = rustls::crypto::ring::default_provider().install_default();
     World::new(Parts::new(db, cluster, repository, master_key, &directory).expect("the parts"))
 }

@@ -22,7 +22,9 @@ use loomworks_core::lsn::Lsn;
 use super::SHARED;
 use super::layout::{Geometry, Range, align, u32_at};
 use super::pieces::{Damaged, Piece, Pieces, Stream};
-use super::record::{DBASE_CREATE_FILE_COPY, DBASE_CREATE_WAL_LOG, HEADER, Header, Parts, is_plausible_total, rm, xlog};
+use super::record::{
+    DBASE_CREATE_FILE_COPY, DBASE_CREATE_WAL_LOG, HEADER, Header, Parts, is_plausible_total, rm, xlog,
+};
 use super::sheet::{Sheet, SparseSegment};
 use super::xact;
 

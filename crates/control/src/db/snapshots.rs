@@ -256,5 +256,7 @@ pub async fn kept_positions(connection: &mut PgConnection) -> sqlx::Result<Vec<L
     .fetch_all(connection)
     .await?;
     let parsed = texts.iter().map(|text| text.parse());
-    parsed.collect::<Result<_, _>>().map_err(|error: loomworks_core::lsn::NotAnLsn| sqlx::Error::Decode(Box::new(error)))
+    parsed
+        .collect::<Result<_, _>>()
+        .map_err(|error: loomworks_core::lsn::NotAnLsn| sqlx::Error::Decode(Box::new(error)))
 }

@@ -49,7 +49,9 @@ async fn write(pool: PgPool, mut receiver: mpsc::Receiver<(Change, oneshot::Send
     while receiver.recv_many(&mut asked, BATCH_MAX).await > 0 {
         // A step that ended while its lease was being renewed is saved as well, and one statement must not change a
         // row twice. Who asked for the renewal has gone then.
-        asked.retain(|(change, answer)| !(matches!(change.outcome, Outcome::Keep { .. }) && answer.is_closed()));
+        asked.retain(|(change, answer)| {
+            !(matches!(change.outcome, Outcome::Keep { .. }) && answer.is_closed())
+        });
         if asked.is_empty() {
             continue;
         }

@@ -67,7 +67,8 @@ impl Work for Expire {
                 let expired = world.repository.expire(&plan).await?;
                 if expired.objects > 0 {
                     let mut mgmt = world.db.platform.acquire().await?;
-                    let detail = json!({ "job": context.job, "objects": expired.objects, "bytes": expired.bytes });
+                    let detail =
+                        json!({ "job": context.job, "objects": expired.objects, "bytes": expired.bytes });
                     let by = &context.requested_by;
                     audit::record(&mut mgmt, by, "archive.expired", None, detail).await?;
                 }
@@ -105,7 +106,8 @@ async fn needs(mgmt: &mut PgConnection) -> Result<Vec<Need>, Error> {
     for (_, step) in job_rows::unfinished_of_kind(mgmt, RestoreDrill::KIND).await? {
         let Some(step) = step else { continue };
         if let restore_drill::Step::Drill { left, .. } = serde_json::from_value(step).map_err(unreadable)? {
-            labels.extend(left.into_iter().map(|(_, plan)| ("a restore drill".to_owned(), plan.backup.label)));
+            labels
+                .extend(left.into_iter().map(|(_, plan)| ("a restore drill".to_owned(), plan.backup.label)));
         }
     }
     needs.extend(

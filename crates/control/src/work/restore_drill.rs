@@ -37,8 +37,13 @@ pub struct Drilled {
 pub enum Step {
     Choose,
     /// The last of those that are left comes first.
-    Drill { left: Vec<(TenantId, RestorePlan)>, done: Vec<Drilled> },
-    Report { done: Vec<Drilled> },
+    Drill {
+        left: Vec<(TenantId, RestorePlan)>,
+        done: Vec<Drilled>,
+    },
+    Report {
+        done: Vec<Drilled>,
+    },
 }
 
 impl Work for RestoreDrill {
@@ -105,7 +110,12 @@ async fn choose(world: &World) -> Result<Vec<(TenantId, RestorePlan)>, Error> {
     Ok(chosen)
 }
 
-async fn drill(world: &World, context: &Context, tenant: TenantId, plan: RestorePlan) -> Result<Drilled, StepError> {
+async fn drill(
+    world: &World,
+    context: &Context,
+    tenant: TenantId,
+    plan: RestorePlan,
+) -> Result<Drilled, StepError> {
     let began: Timestamp = time::now();
     let side = Side::of(world, context.job);
     let restore = Restore { tenant, plan: plan.clone(), source: None, look: true };
@@ -114,7 +124,9 @@ async fn drill(world: &World, context: &Context, tenant: TenantId, plan: Restore
         side.lay_out(world, &plan, context).await?;
         match side.recover().await? {
             Recovered::Yes => restore.check(world, &side).await,
-            Recovered::CutOff => Err(StepError::permanent("its server was cut off", "it is tried the next time")),
+            Recovered::CutOff => {
+                Err(StepError::permanent("its server was cut off", "it is tried the next time"))
+            }
         }
     };
     let error = tried.await.err().map(|error| error.message);

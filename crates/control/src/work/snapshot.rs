@@ -14,11 +14,11 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use super::provision::names;
-use crate::{World, archive};
 use crate::access::Permission;
 use crate::db::snapshots;
 use crate::error::Error;
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
+use crate::{World, archive};
 
 /// How often the archive is asked.
 pub(crate) const ARCHIVE_POLL: Duration = Duration::from_millis(50);

@@ -44,12 +44,18 @@ impl Work for VerifyBackup {
         Progress { percent: 0, words: "reading the backup back" }
     }
 
-    async fn run(&self, Step::Verify: &Step, world: &World, context: &Context) -> Result<Then<Step>, StepError> {
+    async fn run(
+        &self,
+        Step::Verify: &Step,
+        world: &World,
+        context: &Context,
+    ) -> Result<Then<Step>, StepError> {
         let report = |read: Read| context.report(0..99, read.bytes_done, read.bytes_total);
         let found = world.repository.verify_backup(&self.label, &report).await?;
         let damaged = found.problems.len() + found.wrong_pages.len();
         if damaged > 0 {
-            let first = found.problems.first().map(|problem| format!("`{}`: {}", problem.object, problem.why));
+            let first =
+                found.problems.first().map(|problem| format!("`{}`: {}", problem.object, problem.why));
             let notice = Notice {
                 event: "backup.damaged",
                 severity: Severity::Critical,

@@ -1,7 +1,9 @@
 //! A platform of one test, as far as the management database goes: what a process is to keys, logins and answers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::World;
 use loomworks_control::access::{self, Caller, Granted, Identity, Operator, Permission, Scope};
@@ -39,8 +41,10 @@ impl Installation {
             major_version: cluster.installation.major_version,
         };
         let path = self.directory.path();
-        let repository = Repository::create(&path.join("repository"), identity).await.expect("a repository");
         let master_key = MasterKey::load_or_create(&path.join("master.key")).expect("a master key");
+        let location = Location::Directory(path.join("repository"));
+        let repository = Repository::create(&location, identity, Arc::new(master_key.clone())).await;
+        let repository = repository.expect("a repository");
         World::new(Parts::new(db, cluster, repository, master_key, path).expect("the parts"))
     }
 }

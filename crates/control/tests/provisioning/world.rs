@@ -1,9 +1,11 @@
 //! One platform for all tests of this program, with a worker and reconcilers, and no archive.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::World;
 use loomworks_control::access::{self, Caller, Granted, Identity, Operator, Permission, Scope};
@@ -94,8 +96,9 @@ async fn world() -> World {
                 profile.users = users.clone();
                 profile.admin = Some(Admin::Sql(ADMIN.into()));
             }
-            let repository = directory.join("repository");
-            let repository = Repository::create(&repository, identity).await.expect("a repository");
+            let location = Location::Directory(directory.join("repository"));
+            let repository = Repository::create(&location, identity, Arc::new(master_key.clone())).await;
+            let repository = repository.expect("a repository");
             let db = Db::set_up(&cluster).await.expect("set up");
             let parts = Parts::new(db, cluster, repository, master_key, &directory).expect("the parts");
             let world = World::new(Parts { profiles, ..parts });

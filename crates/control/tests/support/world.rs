@@ -1,7 +1,9 @@
 //! A world of which only the management database is real: enough for jobs that work on nothing else.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::World;
 use loomworks_control::accelerator::Accelerator;
@@ -39,8 +41,10 @@ pub(crate) async fn world(
         segment_bytes: 16 << 20,
         major_version: cluster.installation.major_version,
     };
-    let repository = Repository::create(&directory.join("repository"), identity).await.expect("a repository");
     let master_key = MasterKey::load_or_create(&directory.join("master.key")).expect("a key");
+    let location = Location::Directory(directory.join("repository"));
+    let repository = Repository::create(&location, identity, Arc::new(master_key.clone())).await;
+    let repository = repository.expect("a repository");
     let _ = rustls::crypto::ring::default_provider().install_default();
     let parts = Parts::new(db, cluster.clone(), repository, master_key, directory).expect("the parts");
     World::new(Parts { node: node.to_owned(), kinds, slots, accelerator, ..parts })

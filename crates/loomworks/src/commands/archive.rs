@@ -15,7 +15,11 @@ pub(super) async fn run(client: &Client, command: ArchiveCommand, json: bool) ->
         ArchiveCommand::Status => status(client, json).await,
         ArchiveCommand::Expiry => {
             let plan: ExpiryShown = client.get("/v1/archive/expiry").await?;
-            if json { output::json(&plan)? } else { show_expiry(&plan) }
+            if json {
+                output::json(&plan)?
+            } else {
+                show_expiry(&plan)
+            }
             Ok(ExitCode::SUCCESS)
         }
         ArchiveCommand::Expire { yes } => {
@@ -43,7 +47,8 @@ pub(super) async fn run(client: &Client, command: ArchiveCommand, json: bool) ->
 async fn drill(client: &Client, json: bool) -> Result<ExitCode, Failure> {
     let accepted: Accepted = client.post("/v1/archive/drill", &serde_json::json!({})).await?;
     let job = client.follow(accepted.job).await?;
-    let restored = job.result.as_ref().and_then(|result| result["restored"].as_array().cloned()).unwrap_or_default();
+    let restored =
+        job.result.as_ref().and_then(|result| result["restored"].as_array().cloned()).unwrap_or_default();
     let failed = restored.iter().filter(|one| !one["error"].is_null()).count();
     if json {
         output::json(&job)?;

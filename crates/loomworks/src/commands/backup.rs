@@ -16,7 +16,11 @@ pub(super) async fn run(client: &Client, command: BackupCommand, json: bool) -> 
             let path = format!("/v1/backups?full={full}");
             let accepted: Accepted = client.post(&path, &serde_json::json!({})).await?;
             if no_wait {
-                if json { output::json(&accepted)? } else { output::line(format!("job {}", accepted.job)) }
+                if json {
+                    output::json(&accepted)?
+                } else {
+                    output::line(format!("job {}", accepted.job))
+                }
                 return Ok(ExitCode::SUCCESS);
             }
             let job = client.follow(accepted.job).await?;
@@ -55,7 +59,13 @@ pub(super) async fn run(client: &Client, command: BackupCommand, json: bool) -> 
             }
             let row = |backup: &BackupShown| {
                 let wal = format!("{} to {}", backup.start, backup.end);
-                [backup.label.clone(), moment(backup.finished_at), bytes(backup.size_bytes), bytes(backup.new_bytes), wal]
+                [
+                    backup.label.clone(),
+                    moment(backup.finished_at),
+                    bytes(backup.size_bytes),
+                    bytes(backup.new_bytes),
+                    wal,
+                ]
             };
             output::table(
                 ["BACKUP", "COMPLETE", "SIZE", "NEW", "WAL"],

@@ -28,7 +28,11 @@ pub(super) async fn run(client: &Client, command: RestoreCommand, json: bool) ->
             let started: RestoreStarted =
                 client.post(&format!("/v1/tenants/{tenant}/restores"), &body).await?;
             if no_wait {
-                return if json { output::json(&started) } else { output::told(format!("job {}", started.job)) };
+                return if json {
+                    output::json(&started)
+                } else {
+                    output::told(format!("job {}", started.job))
+                };
             }
             let job = client.follow(started.job).await?;
             if json {

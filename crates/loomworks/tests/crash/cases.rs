@@ -11,10 +11,12 @@ use loomworks_control::fleet::{self, Selection};
 use loomworks_control::jobs::cron;
 use loomworks_control::master_key::rotation;
 use loomworks_control::notifications::{Notice, raise};
-use loomworks_control::restores::{self, Wanted};
+use loomworks_control::restores::{self, Asked, Mode, Wanted};
 use loomworks_control::webhooks::{self, Owner};
+use loomworks_control::work::daily_snapshots::DailySnapshots;
 use loomworks_control::work::deliver_webhook::DeliverWebhook;
 use loomworks_control::work::drop_former::DropFormer;
+use loomworks_control::work::expire::Expire;
 use loomworks_control::work::export::{RemoveExport, digest};
 use loomworks_control::work::fan_out::FanOut;
 use loomworks_control::work::fleet_snapshots::AwaitFleetSnapshots;
@@ -29,7 +31,7 @@ use loomworks_core::ids::{ExportId, JobId, SnapshotId};
 use serde_json::{Value, json};
 
 use crate::end::keys;
-use crate::stage::{Stage, ask_for_template, operator};
+use crate::stage::{OWN_SCHEDULES, Stage, ask_for_template, operator};
 
 type Soon<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
@@ -73,6 +75,7 @@ macro_rules! cases {
 /// Restores come while there is little to restore.
 pub(crate) const CASES: &[Case] = cases! {
     "restore": restore,
+    "restore": restore_to_look from 6,
     "swap_back": swap_back,
     "remove_remains": remove_remains,
     "drop_former": drop_former,
@@ -84,6 +87,10 @@ pub(crate) const CASES: &[Case] = cases! {
     "measure_usage": measure_usage,
     "snapshot": snapshot,
     "backup": backup,
+    "verify_backup": verify_backup,
+    "expire": expire,
+    "restore_drill": restore_drill,
+    "daily_snapshots": daily_snapshots,
     "open_session": open_session,
     "close_session": close_session,
     "rotate_credentials": rotate_credentials,
@@ -115,15 +122,52 @@ const RESTORES_OF_A_BACKUP: u32 = 4;
 async fn restore(stage: &Stage) -> Begun {
     let acme = stage.tenant("acme").await;
     if stage.next_number().is_multiple_of(RESTORES_OF_A_BACKUP) {
-        let job = backups::run(&stage.world("nobody"), &operator()).await.expect("ask for a backup");
+        let job = backups::run(&stage.world("nobody"), &operator(), false).await.expect("ask for a backup");
         stage.carry_out(job).await;
     }
     write_items(stage, "acme", "at the snapshot").await;
     let snapshot = ready_snapshot(stage, &acme).await;
     write_items(stage, "acme", "spoilt").await;
     let world = stage.world("nobody");
-    let asked = restores::request(&world, &acme, Wanted::Snapshot(snapshot), "acme").await;
-    Begun::about(asked.expect("ask for a restore").1, acme)
+    let asked = Asked { wanted: Wanted::Snapshot(snapshot), mode: Mode::InPlace, source: None };
+    let asked = restores::request(&world, &acme, &asked, "acme").await;
+    Begun::about(asked.expect("ask for a restore").2, acme)
+}
+
+/// Nothing is exchanged: what differs from the other comes after the copy.
+async fn restore_to_look(stage: &Stage) -> Begun {
+    let acme = stage.tenant("acme").await;
+    write_items(stage, "acme", "at the snapshot").await;
+    let snapshot = ready_snapshot(stage, &acme).await;
+    let asked = Asked { wanted: Wanted::Snapshot(snapshot), mode: Mode::Look, source: None };
+    let asked = restores::request(&stage.world("nobody"), &acme, &asked, "").await;
+    Begun::about(asked.expect("ask for a look").2, acme)
+}
+
+async fn verify_backup(stage: &Stage) -> Begun {
+    let world = stage.world("nobody");
+    let newest = world.repository.backups().await.expect("the backups").pop().expect("one");
+    Begun::new(backups::verify(&world, &operator(), &newest.label).await.expect("ask for it"))
+}
+
+async fn expire(stage: &Stage) -> Begun {
+    let acme = stage.tenant("acme").await;
+    let snapshot = ready_snapshot(stage, &acme).await;
+    stage
+        .set_rows(&format!(
+            "UPDATE snapshots SET expires_at = now() - interval '1 day' WHERE id = '{snapshot}'"
+        ))
+        .await;
+    Begun::about(stage.enqueue(&Expire {}).await, acme)
+}
+
+async fn restore_drill(stage: &Stage) -> Begun {
+    Begun::new(backups::drill(&stage.world("nobody"), &operator()).await.expect("ask for it"))
+}
+
+async fn daily_snapshots(stage: &Stage) -> Begun {
+    stage.set_rows("DELETE FROM snapshots WHERE name = 'daily'").await;
+    Begun::new(stage.enqueue(&DailySnapshots {}).await)
 }
 
 async fn ready_snapshot(stage: &Stage, granted: &Granted) -> SnapshotId {
@@ -261,7 +305,7 @@ async fn snapshot(stage: &Stage) -> Begun {
 
 async fn backup(stage: &Stage) -> Begun {
     let world = stage.world("nobody");
-    let job = backups::run(&world, &operator()).await.expect("ask for a backup");
+    let job = backups::run(&world, &operator(), false).await.expect("ask for a backup");
     Begun {
         look: |stage, _| {
             Box::pin(async {
@@ -550,6 +594,8 @@ async fn sweep(stage: &Stage) -> Begun {
         )
         .await;
     let mut mgmt = stage.management().await;
-    cron::enable(&mut mgmt, "sweep", false).await.expect("it rests");
+    for name in OWN_SCHEDULES {
+        cron::enable(&mut mgmt, name, false).await.expect("it rests");
+    }
     Begun::new(stage.enqueue(&Sweep {}).await)
 }

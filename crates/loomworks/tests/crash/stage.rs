@@ -1,7 +1,7 @@
 //! A platform without its program: a PostgreSQL that archives, a repository, and as many workers as a test wants.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::HeaderMap;
 use axum::routing::post;
+use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_control::access::{self, Caller, Granted, Identity, Operator, Permission, Scope};
 use loomworks_control::credentials::{CredentialPolicy, MasterKey};
@@ -17,6 +18,9 @@ use loomworks_control::db::{DATABASE, Db};
 use loomworks_control::jobs::{self, Cut, Signals, Work, cron};
 use loomworks_control::profile::{Admin, Profile, Users};
 use loomworks_control::webhooks::Sender;
+use loomworks_control::work::daily_snapshots::DailySnapshots;
+use loomworks_control::work::expire::Expire;
+use loomworks_control::work::restore_drill::RestoreDrill;
 use loomworks_control::work::sweep::Sweep;
 use loomworks_control::world::Parts;
 use loomworks_control::{World, backups, tenants};
@@ -26,6 +30,9 @@ use loomworks_postgres::{PgConnection, config};
 use loomworks_testkit::{Server, server};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// What the platform does regularly.
+pub(crate) const OWN_SCHEDULES: [&str; 4] = ["sweep", "daily snapshots", "expiry", "restore drill"];
 
 /// Long enough for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -74,8 +81,12 @@ impl Stage {
             segment_bytes,
             major_version: server.cluster.installation.major_version,
         };
-        let repository = Repository::create(&root.join("repository"), identity).await.expect("a repository");
-        archive(server, &repository, &program).await;
+        let key = root.join("master.key");
+        let master_key = MasterKey::load_or_create(&key).expect("a master key");
+        let location = Location::Directory(root.join("repository"));
+        let repository = Repository::create(&location, identity, Arc::new(master_key)).await;
+        let repository = repository.expect("a repository");
+        archive(server, &repository, &program, &key).await;
         let db = Db::set_up(&server.cluster).await.expect("set up");
         let (receiver, received) = receive().await;
         let stage = Self {
@@ -96,11 +107,16 @@ impl Stage {
         // What comes by itself would be taken for an effect.
         let nightly = "20 3 * * *".parse().expect("a timing");
         cron::ensure(&mut mgmt, "sweep", &nightly, &Sweep {}).await.expect("a schedule");
-        cron::enable(&mut mgmt, "sweep", false).await.expect("let it rest");
+        cron::ensure(&mut mgmt, "daily snapshots", &nightly, &DailySnapshots {}).await.expect("a schedule");
+        cron::ensure(&mut mgmt, "expiry", &nightly, &Expire {}).await.expect("a schedule");
+        cron::ensure(&mut mgmt, "restore drill", &nightly, &RestoreDrill {}).await.expect("a schedule");
+        for name in OWN_SCHEDULES {
+            cron::enable(&mut mgmt, name, false).await.expect("let it rest");
+        }
         for profile in world.profiles.values() {
             stage.build_template(profile).await;
         }
-        let backup = backups::run(&world, &operator()).await.expect("ask for a backup");
+        let backup = backups::run(&world, &operator(), false).await.expect("ask for a backup");
         stage.carry_out(backup).await;
         stage
     }
@@ -276,8 +292,10 @@ pub(crate) async fn ask_for_template(stage: &Stage, profile: &Profile) -> JobId 
 }
 
 /// Lets the server archive, as the product's does.
-async fn archive(server: &Server, repository: &Repository, program: &std::path::Path) {
-    let command = format!("{} wal push --repository {} %p", program.display(), repository.root().display());
+async fn archive(server: &Server, repository: &Repository, program: &Path, key: &Path) {
+    let (program, key) = (program.display(), key.display());
+    let command =
+        format!("{program} wal push --repository {} --master-key-file {key} %p", repository.location());
     let log = server.cluster.directory.join("log");
     let settings = config::Serving {
         port: server.cluster.port,
