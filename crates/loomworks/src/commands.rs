@@ -14,6 +14,7 @@ mod notification;
 mod operator;
 mod ops;
 mod password;
+mod recover;
 mod remove;
 mod restore;
 mod snapshot;
@@ -35,6 +36,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     match arguments.command {
         Command::Serve(settings) => Box::pin(serve::run(*settings)).await?,
         Command::Wal(command) => return wal::run(*command).await,
+        Command::Recover(settings) => Box::pin(recover::run(&settings, json)).await?,
         Command::Remove(settings) => remove::run(&settings).await?,
         Command::Tenant(command) => tenant::run(&client()?, command, json).await?,
         Command::Tier(command) => tier::run(&client()?, command, json).await?,

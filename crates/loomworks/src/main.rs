@@ -33,8 +33,10 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     settings::set_up_logging(&arguments);
     // Before any thread is started: a program that was started by root goes on as somebody else.
-    if let Command::Serve(serve) = &arguments.command {
-        serve::account::leave_root(serve)?;
+    match &arguments.command {
+        Command::Serve(serve) => serve::account::leave_root(&serve.data, &serve.user)?,
+        Command::Recover(recover) => serve::account::leave_root(&recover.data, &recover.user)?,
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(commands::run(arguments));

@@ -147,6 +147,7 @@ pub(crate) enum Command {
     Webhook(WebhookCommand),
     /// Look the platform over: what is well, what is not, what to do.
     Doctor,
+    Recover(Box<Recover>),
     /// Show the whole promise: two tenants, an agent's mistake, undone.
     Demo,
     /// Stop a platform that was left running and remove its data directory.

@@ -169,3 +169,8 @@ mod tests {
         assert_eq!(full_xid("740"), None);
     }
 }
+
+/// Whether a server still replays WAL, and how far it is.
+pub async fn recovering(connection: &mut PgConnection) -> sqlx::Result<(bool, Option<String>)> {
+    sqlx::query_as("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetch_one(connection).await
+}

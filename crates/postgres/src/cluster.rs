@@ -73,11 +73,7 @@ impl Cluster {
         .map(str::to_owned);
         self.installation.run("initdb", arguments).await?;
 
-        let mut allowed = vec![SUPERUSER];
-        allowed.extend(roles);
-        let accounts = self.accounts();
-        self.write_in(&making, "pg_hba.conf", &config::host_based_authentication(&allowed))?;
-        self.write_in(&making, "pg_ident.conf", &config::user_name_map(&accounts, &allowed))?;
+        self.write_authentication(&making, roles)?;
         self.write_in(&making, config::FILE, "")?;
         let main = making.join("postgresql.conf");
         let text = std::fs::read_to_string(&main).map_err(|source| ClusterError::File {
@@ -91,6 +87,34 @@ impl Cluster {
             path: self.directory.clone(),
             source,
         })
+    }
+
+    /// Writes who may connect how, for this machine's users.
+    fn write_authentication(&self, directory: &Path, roles: &[&str]) -> Result<(), ClusterError> {
+        let mut allowed = vec![SUPERUSER];
+        allowed.extend(roles);
+        let accounts = self.accounts();
+        self.write_in(directory, "pg_hba.conf", &config::host_based_authentication(&allowed))?;
+        self.write_in(directory, "pg_ident.conf", &config::user_name_map(&accounts, &allowed))
+    }
+
+    /// Makes a cluster that was laid out from a backup ready to recover: of what lies in an archive that
+    /// `restore_command` reads, to its end, onto a new timeline. `roles` as for [`Self::init`].
+    pub fn prepare_recovery(
+        &self,
+        roles: &[&str],
+        timeline: u32,
+        restore_command: &str,
+    ) -> Result<(), ClusterError> {
+        self.write_authentication(&self.directory, roles)?;
+        let settings = config::recovery(timeline, restore_command);
+        let path = self.directory.join("postgresql.auto.conf");
+        let before = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            read => read.map_err(|source| ClusterError::File { what: "read", path: path.clone(), source })?,
+        };
+        self.write_in(&self.directory, "postgresql.auto.conf", &(before + &settings))?;
+        self.write_in(&self.directory, "recovery.signal", "")
     }
 
     /// Writes our settings. They count from the next start.

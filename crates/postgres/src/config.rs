@@ -94,6 +94,18 @@ impl Recovering<'_> {
     }
 }
 
+/// How a whole cluster recovers, for the end of `postgresql.auto.conf`. It means nothing once it has.
+#[must_use]
+pub fn recovery(timeline: u32, restore_command: &str) -> String {
+    let mut out = String::from("# Written by Loomworks for the recovery of the cluster.\n");
+    line(&mut out, "restore_command", restore_command);
+    line(&mut out, "recovery_target_timeline", &timeline.to_string());
+    line(&mut out, "recovery_target_action", "promote");
+    // Tablespaces are laid out as directories, wherever they were.
+    line(&mut out, "allow_in_place_tablespaces", "on");
+    out
+}
+
 /// Who may connect how.
 ///
 /// `roles` may use the socket, as the operating system's users of [`user_name_map`]; everybody else comes over the

@@ -15,31 +15,30 @@ use loomworks_postgres::cluster::account;
 use loomworks_postgres::installation::Account;
 
 use crate::output::Failure;
-use crate::settings::Serve;
 
 /// Puts the program into the data directory; if we are root, goes on as somebody else and does not return.
-pub(crate) fn leave_root(serve: &Serve) -> Result<(), Failure> {
+pub(crate) fn leave_root(data: &Path, user: &str) -> Result<(), Failure> {
     let program = std::env::current_exe().context("find this program")?;
     if !rustix::process::geteuid().is_root() {
-        durable::create_dir_all(&serve.data).with_context(|| format!("make `{}`", serve.data.display()))?;
-        install(&program, &serve.data)?;
+        durable::create_dir_all(data).with_context(|| format!("make `{}`", data.display()))?;
+        install(&program, data)?;
         return Ok(());
     }
-    let account = account(&serve.user).filter(|account| account.uid != 0).ok_or_else(|| {
-        Failure::refused(format!("there is no user `{}` to run as", serve.user))
+    let account = account(user).filter(|account| account.uid != 0).ok_or_else(|| {
+        Failure::refused(format!("there is no user `{user}` to run as"))
             .with_hint("PostgreSQL refuses to run as root; name another user with --user")
     })?;
-    if let Some(parent) = serve.data.parent() {
+    if let Some(parent) = data.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("make `{}`", parent.display()))?;
     }
-    durable::create_dir_all(&serve.data).with_context(|| format!("make `{}`", serve.data.display()))?;
-    give(&serve.data, &account)?;
-    let copy = install(&program, &serve.data)?;
-    give(&serve.data.join("bin"), &account)?;
+    durable::create_dir_all(data).with_context(|| format!("make `{}`", data.display()))?;
+    give(data, &account)?;
+    let copy = install(&program, data)?;
+    give(&data.join("bin"), &account)?;
     give(&copy, &account)?;
     let error = Command::new(&copy)
         .args(std::env::args_os().skip(1))
-        .env("HOME", &serve.data)
+        .env("HOME", data)
         .env_remove("XDG_CONFIG_HOME")
         .uid(account.uid)
         .gid(account.gid)

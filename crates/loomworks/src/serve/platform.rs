@@ -20,7 +20,7 @@ use loomworks_control::world::{Parts, Policy, World};
 use loomworks_core::SecretString;
 use loomworks_core::ids::JobId;
 use loomworks_postgres::cluster::SOCKET_DIRECTORY_BYTES_MAX;
-use loomworks_postgres::{Cluster, Installation, config};
+use loomworks_postgres::{Cluster, Installation, backup, config};
 use loomworks_undo::UNDO_ROLE;
 use tracing::info;
 
@@ -233,7 +233,25 @@ async fn start_cluster(
     };
     cluster.configure(&settings.render())?;
     info!(port = cluster.port, version = cluster.installation.major_version, "starting PostgreSQL");
-    Ok(cluster.start().await?)
+    cluster.start().await?;
+    recovered(cluster).await
+}
+
+/// Waits until a cluster that was laid out by `loomworks recover` has replayed its WAL: before that it can be read only.
+async fn recovered(cluster: &Cluster) -> Result<(), Failure> {
+    let mut said = tokio::time::Instant::now();
+    let mut admin = cluster.connect("postgres").await?;
+    loop {
+        let (recovering, position) = backup::recovering(&mut admin).await.context("ask PostgreSQL")?;
+        if !recovering {
+            return Ok(());
+        }
+        if said.elapsed() > Duration::from_secs(2) {
+            said = tokio::time::Instant::now();
+            info!(position, "PostgreSQL is recovering");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// The cluster's port: chosen once, so that connection strings stay good.

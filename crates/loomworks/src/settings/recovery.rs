@@ -124,6 +124,45 @@ pub(crate) enum ArchiveCommand {
     Drill,
 }
 
+/// Bring the whole platform back onto an empty machine, with nothing but the repository and the master key.
+///
+/// Lays the cluster out in a data directory that has none. `loomworks serve --data` with the same settings then recovers it
+/// and goes on; what it archives is on a new timeline.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  loomworks recover --data /var/lib/loomworks --repository s3://backups/loomworks \\
+      --repository-options /etc/loomworks/s3.toml --master-key-file /etc/loomworks/master.key
+  loomworks recover --data /srv/again --repository /mnt/repository --master-key-file master.key \\
+      --time 2026-03-10T14:05:00+01:00 --dry-run")]
+pub(crate) struct Recover {
+    /// The data directory that it is to be in.
+    #[arg(long, env = "LOOMWORKS_DATA", value_name = "DIRECTORY")]
+    pub(crate) data: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) repository: RepositorySettings,
+
+    /// To this moment, with its time zone. To the end of what is archived if left out.
+    #[arg(long, conflicts_with = "lsn")]
+    pub(crate) time: Option<Timestamp>,
+
+    /// To just before the record at this position of the WAL.
+    #[arg(long)]
+    pub(crate) lsn: Option<Lsn>,
+
+    /// Where PostgreSQL's programs are, if not where they usually are.
+    #[arg(long, env = "LOOMWORKS_POSTGRES_BIN", value_name = "DIRECTORY")]
+    pub(crate) postgres_bin: Option<PathBuf>,
+
+    /// The user to go on as, when root starts it.
+    #[arg(long, env = "LOOMWORKS_USER", default_value = "postgres", value_name = "NAME")]
+    pub(crate) user: String,
+
+    /// Only show what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum WalCommand {
     /// Store a WAL file, as PostgreSQL's `archive_command`: `wal push --repository … --master-key-file … %p`.
@@ -137,6 +176,9 @@ pub(crate) enum WalCommand {
     Fetch {
         #[command(flatten)]
         repository: RepositorySettings,
+        /// Segments are taken from this directory, where `loomworks recover` has laid them out, and nowhere else.
+        #[arg(long, value_name = "DIRECTORY")]
+        laid_out: Option<PathBuf>,
         name: String,
         path: PathBuf,
     },
