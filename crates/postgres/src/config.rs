@@ -94,6 +94,8 @@ impl Recovering<'_> {
         line(&mut out, "synchronous_commit", "off");
         line(&mut out, "autovacuum", "off");
         line(&mut out, "max_wal_senders", "0");
+        // A backup is laid out with its tablespaces inside.
+        line(&mut out, "allow_in_place_tablespaces", "on");
         line(&mut out, "restore_command", self.restore_command);
         line(&mut out, "recovery_target_timeline", "current");
         line(&mut out, "recovery_target_action", "promote");
