@@ -127,7 +127,7 @@ async fn a_backup_counts_once_its_wal_is_archived_and_each_step_may_run_twice() 
     for _ in 0..2 {
         fixture.repository.commit_backup(&backup).await.unwrap();
     }
-    assert_eq!(fixture.repository.backups().await.unwrap(), [backup.clone()]);
+    assert_eq!(fixture.repository.backups().await.unwrap(), std::slice::from_ref(&backup));
     assert_eq!(fixture.repository.backup("first").await.unwrap(), Some(backup.clone()));
     assert_eq!(fixture.repository.backup("other").await.unwrap(), None);
     let other = Backup { new_bytes: 1, ..backup };
@@ -205,7 +205,10 @@ async fn tablespaces_come_back_as_directories_and_lead_nowhere() {
     assert!(backup.group(two).unwrap().bytes > 5_000_000);
 
     let (directory, laid_out) = fixture.lay_out(&backup, &Databases::All).await;
-    assert_eq!(laid_out.tablespaces.iter().map(u32::to_string).collect::<Vec<_>>(), [oid.clone()]);
+    assert_eq!(
+        laid_out.tablespaces.iter().map(u32::to_string).collect::<Vec<_>>(),
+        std::slice::from_ref(&oid)
+    );
     let mut waiting = vec![directory.clone()];
     while let Some(parent) = waiting.pop() {
         for entry in std::fs::read_dir(parent).unwrap().map(Result::unwrap) {

@@ -84,6 +84,8 @@ impl Recovering<'_> {
         line(&mut out, "synchronous_commit", "off");
         line(&mut out, "autovacuum", "off");
         line(&mut out, "max_wal_senders", "0");
+        // A backup is laid out with its tablespaces inside.
+        line(&mut out, "allow_in_place_tablespaces", "on");
         line(&mut out, "wal_level", "replica");
         // Its WAL is written once and for nobody.
         line(&mut out, "wal_recycle", "off");

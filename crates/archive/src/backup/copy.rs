@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::files::{CONTROL_FILE, Found, Kind, LABEL_FILE};
 use super::group::{GroupCopy, Known, Listed};
-use super::manifest::PackRef;
+use super::manifest::{CHUNK_BYTES, LARGE_CHUNK_BYTES, PackRef};
 use super::pages::{self, PAGE_BYTES};
 use super::read::{Copying, PageRules, Piece};
 use super::{Backup, BackupError, CopyOptions, Group, Progress, files, names, pack, read};
@@ -37,6 +37,10 @@ const TASK_BYTES: u64 = 32 << 20;
 const TASK_PIECES: usize = 2000;
 /// What opening a file costs, in bytes read.
 const OPENING_BYTES: u64 = 16 << 10;
+
+/// From this size on a group has large chunks. What is known of a chunk takes some 150 bytes of memory: of a group of this
+/// size some 300 MB.
+const LARGE_GROUP_BYTES: u64 = 32 << 30;
 
 /// Groups that are made ready ahead, and groups whose manifests are on their way.
 const GROUPS_AHEAD: usize = 8;
@@ -317,12 +321,20 @@ impl Prepared {
     ) -> Result<GroupCopy, BackupError> {
         let repository = &self.copying.repository;
         let mut known = Known::default();
+        let bytes: u64 = listed.files.iter().map(|file| file.bytes).sum();
+        let mut chunk_bytes = if bytes < LARGE_GROUP_BYTES { CHUNK_BYTES } else { LARGE_CHUNK_BYTES };
         let is_there = |pack: &PackRef| self.packs.get(&pack.name) == Some(&pack.bytes);
         let previous =
             self.previous.as_ref().filter(|backup| backup.group(oid).is_some_and(|group| !group.erased));
         if let Some(previous) = previous {
             match repository.read_group(previous, oid, &key).await {
-                Ok(manifest) => known.add_backup(&manifest, is_there),
+                Ok(manifest) => {
+                    // Cut otherwise, nothing would be found again.
+                    if [CHUNK_BYTES, LARGE_CHUNK_BYTES].contains(&manifest.chunk_bytes) {
+                        chunk_bytes = manifest.chunk_bytes;
+                    }
+                    known.add_backup(&manifest, is_there);
+                }
                 Err(RepositoryError::Store(error)) => return Err(RepositoryError::Store(error).into()),
                 // Another database had this oid then, or the object is damaged: everything is stored again.
                 Err(error) => tracing::warn!(oid, %error, "the backup before is of no use for this one"),
@@ -338,7 +350,7 @@ impl Prepared {
                 Err(error) => tracing::warn!(oid, %error, "a pack of a former try is of no use"),
             }
         }
-        Ok(GroupCopy::new(oid, database, key, listed.directories, listed.files, known))
+        Ok(GroupCopy::new(oid, database, chunk_bytes, key, listed.directories, listed.files, known))
     }
 
     fn tasks_of(&self, group: &Arc<GroupCopy>) -> Vec<Task> {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use loomworks_core::lsn::Lsn;
 use tokio::task::JoinHandle;
 
-use super::manifest::{CHUNK_BYTES, Chunk, DamagedBlock, FileOf, Fingerprint, Manifest, PackRef};
+use super::manifest::{Chunk, DamagedBlock, FileOf, Fingerprint, Manifest, PackRef};
 use super::pack::{Pack, Place};
 use crate::keys::DatabaseOid;
 use crate::repository::RepositoryError;
@@ -91,6 +91,7 @@ pub(crate) struct Listed {
 pub(crate) struct GroupCopy {
     pub(crate) oid: DatabaseOid,
     pub(crate) database: Option<String>,
+    pub(crate) chunk_bytes: u32,
     pub(crate) key: DataKey,
     pub(crate) fingerprint_key: [u8; 32],
     pub(crate) directories: Vec<String>,
@@ -138,6 +139,7 @@ impl GroupCopy {
     pub(crate) fn new(
         oid: DatabaseOid,
         database: Option<String>,
+        chunk_bytes: u32,
         key: DataKey,
         directories: Vec<String>,
         files: Vec<Listed>,
@@ -146,6 +148,7 @@ impl GroupCopy {
         Self {
             oid,
             database,
+            chunk_bytes,
             fingerprint_key: key.fingerprint_key(),
             key,
             directories,
@@ -260,11 +263,11 @@ impl GroupCopy {
         }
         files.append(&mut state.told);
         for file in &mut files {
-            file.chunks.resize(file.bytes.div_ceil(CHUNK_BYTES.into()) as usize, 0);
+            file.chunks.resize(file.bytes.div_ceil(self.chunk_bytes.into()) as usize, 0);
         }
         let bytes = files.iter().map(|file| file.bytes).sum();
         let manifest = Manifest {
-            chunk_bytes: CHUNK_BYTES,
+            chunk_bytes: self.chunk_bytes,
             packs: state.packs,
             chunks: state.chunks,
             directories: self.directories.clone(),
@@ -285,6 +288,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::manifest::CHUNK_BYTES;
 
     fn pack(name: &str, bytes: u64) -> PackRef {
         PackRef { name: name.into(), salt: [0; 16], bytes }
@@ -296,7 +300,7 @@ mod tests {
 
     fn group(known: Known, files: &[&str]) -> GroupCopy {
         let files = files.iter().map(|path| Listed { path: (*path).into(), mode: 0o600, bytes: 0 }).collect();
-        GroupCopy::new(7, None, DataKey::random(), vec![], files, known)
+        GroupCopy::new(7, None, CHUNK_BYTES, DataKey::random(), vec![], files, known)
     }
 
     fn manifest(packs: Vec<PackRef>, chunks: Vec<Chunk>) -> Manifest {

@@ -8,8 +8,10 @@ use std::path::{Component, Path};
 use super::pack::stored_bytes_max;
 use crate::seal::{SALT_BYTES, Salt, TAG_BYTES};
 
-/// A chunk: eight pages.
-pub(crate) const CHUNK_BYTES: u32 = 64 << 10;
+/// A chunk: two pages. A change to one page stores two.
+pub(crate) const CHUNK_BYTES: u32 = 16 << 10;
+/// A chunk of a large group: fewer, so that what is known of them fits into memory.
+pub(crate) const LARGE_CHUNK_BYTES: u32 = 64 << 10;
 /// What a repository that was written otherwise may have.
 const CHUNK_BYTES_MAX: u64 = 16 << 20;
 const VERSION: u64 = 1;

@@ -17,17 +17,16 @@ use tokio::sync::Semaphore;
 
 use super::files::{CONTROL_FILE, relation_of};
 use super::group::{Claim, GroupCopy, OpenPack, PieceRead};
-use super::manifest::{CHUNK_BYTES, DamagedBlock, FileOf, fingerprint};
+use super::manifest::{DamagedBlock, FileOf, LARGE_CHUNK_BYTES, fingerprint};
 use super::pack::Pack;
 use super::pages::{self, PAGE_BYTES};
 use crate::repository::{Repository, RepositoryError, file_error};
 use crate::seal::random;
 
 const LEVEL: i32 = 3;
-const CHUNK: usize = CHUNK_BYTES as usize;
 /// What is read at once.
-const READ_BYTES: usize = 16 * CHUNK;
-static ZEROS: [u8; CHUNK] = [0; CHUNK];
+const READ_BYTES: usize = 1 << 20;
+static ZEROS: [u8; LARGE_CHUNK_BYTES as usize] = [0; LARGE_CHUNK_BYTES as usize];
 
 /// A page that is wrong may just be written: it is looked at so often before it counts as wrong.
 const LOOKS: u32 = 5;
@@ -74,7 +73,7 @@ pub(crate) struct Tools {
 impl Tools {
     fn new() -> Self {
         let compressor = zstd::bulk::Compressor::new(LEVEL).expect("zstd has this level");
-        Self { buffer: vec![0; READ_BYTES], packed: Vec::with_capacity(CHUNK), compressor }
+        Self { buffer: vec![0; READ_BYTES], packed: Vec::new(), compressor }
     }
 }
 
@@ -112,7 +111,8 @@ pub(crate) fn run(copying: &Copying, group: &GroupCopy, pieces: &[Piece]) -> Res
 pub(crate) fn tell(copying: &Copying, group: &GroupCopy, files: &[(&str, &str)]) {
     let mut filler = Filler { copying, group, tools: Tools::new(), pack: None };
     for (path, content) in files {
-        let chunks = content.as_bytes().chunks(CHUNK).map(|chunk| filler.chunk(chunk)).collect();
+        let chunks =
+            content.as_bytes().chunks(group.chunk_bytes as usize).map(|chunk| filler.chunk(chunk)).collect();
         group.told(FileOf { path: (*path).to_owned(), mode: 0o600, bytes: content.len() as u64, chunks });
     }
     if let Some(pack) = filler.pack {
@@ -129,7 +129,8 @@ struct Filler<'a> {
 
 impl Filler<'_> {
     fn read(&mut self, piece: Piece) -> Result<PieceRead, RepositoryError> {
-        let first = (piece.offset / CHUNK as u64) as usize;
+        let chunk_bytes = self.group.chunk_bytes as usize;
+        let first = (piece.offset / chunk_bytes as u64) as usize;
         let mut read = PieceRead {
             file: piece.file,
             first,
@@ -164,7 +165,7 @@ impl Filler<'_> {
                 let looked = Look { file: &file, rules, segment: relation.segment, read: &mut read };
                 looked.at(at, &mut buffer[..filled]).map_err(file_error("read", &path))?;
             }
-            read.chunks.extend(buffer[..filled].chunks(CHUNK).map(|chunk| self.chunk(chunk)));
+            read.chunks.extend(buffer[..filled].chunks(chunk_bytes).map(|chunk| self.chunk(chunk)));
             self.tools.buffer = buffer;
             at += filled as u64;
             if filled < wanted {
@@ -183,7 +184,7 @@ impl Filler<'_> {
         let id = match self.group.claim(&fingerprint) {
             Claim::Stored(id) => id,
             Claim::Yours(id) => {
-                let plain = u32::try_from(chunk.len()).expect("a chunk has 64 KiB");
+                let plain = u32::try_from(chunk.len()).expect("a chunk has a few KiB");
                 let Tools { packed, compressor, .. } = &mut self.tools;
                 packed.clear();
                 // There is room for less than the chunk: what does not get shorter is stored as it is.
