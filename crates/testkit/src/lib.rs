@@ -12,6 +12,7 @@ mod reaper;
 mod redis;
 pub mod s3;
 mod server;
+pub mod transit;
 
 pub use reaper::Reaper;
 pub use redis::Redis;

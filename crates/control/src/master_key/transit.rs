@@ -1,5 +1,4 @@
-//! A service that encrypts with a key which never leaves it: Vault's transit engine, or what speaks
-//! as it does.
+//! A service that encrypts with a key which never leaves it: Vault's transit engine, or what speaks as it does.
 //!
 //! ```text
 //! POST <mount>/encrypt/<key>   {"plaintext": base64, "context": base64, "associated_data": base64}

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use loomworks_core::ExposeSecret;
 use loomworks_testkit::S3;
 use loomworks_testkit::s3::Feature;
+use loomworks_testkit::transit::Engine;
 use serde_json::Value;
 
 use crate::platform::{App, Platform};
@@ -72,6 +73,42 @@ async fn a_store_that_is_unfit_or_does_not_let_us_in_is_refused_with_a_hint() {
     platform.set("LOOMWORKS_REPOSITORY", "gs://x");
     let said = platform.refusal();
     assert!(said.contains("s3://bucket/prefix"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_wraps_the_key_and_is_asked_at_the_start_alone() {
+    let mut platform = Platform::prepare(&App::OneTable);
+    let service = Engine::start().await;
+    service.rotate("loomworks");
+    service.renew_token("right");
+    let token = platform.write_private("token", "wrong").await;
+    platform.set("LOOMWORKS_MASTER_KEY_TRANSIT", service.url.clone());
+    platform.set("LOOMWORKS_MASTER_KEY_TRANSIT_KEY", "loomworks");
+    platform.set("LOOMWORKS_MASTER_KEY_TRANSIT_TOKEN_FILE", token.to_string_lossy());
+    let said = platform.refusal();
+    assert!(said.contains("refuses the token") && said.contains("hint: "), "{said}");
+    platform.write_private("token", "right").await;
+    platform.serve(None);
+    archive(&mut platform).await;
+    assert!(!platform.data().join("master.key").exists());
+    assert!(platform.data().join("master.key.wrapped").exists());
+    // While it is away secrets are still read and written.
+    service.seal(1_000_000);
+    platform.cli(&["tenant", "create", "acme", "--wait"]);
+    service.seal(0);
+    service.rotate("loomworks");
+    let status = platform.cli(&["master-key", "rotate"]);
+    assert_eq!(status["repository"]["former"], 0, "{status}");
+    platform.stop();
+    std::fs::remove_file(platform.data().join("master.key.wrapped")).expect("lose it");
+    platform.serve(None);
+    for name in ["repository_keys", "master_key"] {
+        assert_well(&platform, name);
+    }
+    platform.stop();
+    platform.environment.clear();
+    let said = platform.refusal();
+    assert!(said.contains("wrapped by a service") && said.contains("--master-key-transit"), "{said}");
 }
 
 #[tokio::test]

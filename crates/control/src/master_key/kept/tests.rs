@@ -1,102 +1,16 @@
-//! Master keys of every provenance; the service is a real one on a socket, which implements the documented API.
+//! Master keys of every provenance.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path as Segment, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
-use axum::{Json, Router};
 use loomworks_archive::store::Location;
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_testkit::faulty::{Fault, Faults, Kind};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use serde_json::{Value, json};
+use loomworks_testkit::transit::Engine;
 
 use super::super::transit::{Settings, Transit};
 use super::super::{MasterKey, MasterKeyError, Service};
 use super::*;
-
-/// A transit engine, as its documentation has it.
-#[derive(Clone, Default)]
-struct Engine(Arc<Mutex<EngineState>>);
-
-#[derive(Default)]
-struct EngineState {
-    /// Versions of each key, the first is 1.
-    keys: BTreeMap<String, Vec<KeyBytes>>,
-    token: String,
-    /// How many requests are still answered so.
-    failing: (usize, Option<StatusCode>),
-    requests: usize,
-}
-
-fn refusal(status: StatusCode, said: &str) -> (StatusCode, Json<Value>) {
-    (status, Json(json!({ "errors": [said] })))
-}
-
-async fn transit(
-    State(engine): State<Engine>,
-    Segment((what, name)): Segment<(String, String)>,
-    headers: HeaderMap,
-    Json(body): Json<Value>,
-) -> (StatusCode, Json<Value>) {
-    let (failing, hangs) = {
-        let mut state = engine.0.lock().unwrap();
-        state.requests += 1;
-        let (left, status) = state.failing;
-        state.failing.0 = left.saturating_sub(1);
-        (status.filter(|_| left > 0), left > 0 && status.is_none())
-    };
-    if hangs {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-    }
-    if let Some(status) = failing {
-        return refusal(status, "Vault is sealed");
-    }
-    let state = engine.0.lock().unwrap();
-    if headers.get("X-Vault-Token").is_none_or(|token| token != state.token.as_str()) {
-        return refusal(StatusCode::FORBIDDEN, "permission denied");
-    }
-    let Some(versions) = state.keys.get(&name) else {
-        return refusal(StatusCode::BAD_REQUEST, "encryption key not found");
-    };
-    let field = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
-    let aad = Aad::from(BASE64.decode(field("associated_data")).unwrap());
-    assert_eq!(field("context"), field("associated_data"));
-    let aead = |version: usize| {
-        let bytes = versions.get(version.checked_sub(1)?)?;
-        Some(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).unwrap()))
-    };
-    let answer = match what.as_str() {
-        "encrypt" => {
-            let nonce = random::<NONCE_LEN>();
-            let mut content = BASE64.decode(field("plaintext")).unwrap();
-            let key = aead(versions.len()).unwrap();
-            key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut content).unwrap();
-            let sealed = BASE64.encode([&nonce[..], &content].concat());
-            json!({ "ciphertext": format!("vault:v{}:{sealed}", versions.len()) })
-        }
-        "decrypt" => {
-            let ciphertext = field("ciphertext");
-            let opened = (|| {
-                let (version, sealed) = ciphertext.strip_prefix("vault:v")?.split_once(':')?;
-                let mut sealed = BASE64.decode(sealed).ok()?;
-                let nonce = Nonce::try_assume_unique_for_key(sealed.get(..NONCE_LEN)?).ok()?;
-                let key = aead(version.parse().ok()?)?;
-                let content = key.open_in_place(nonce, aad, &mut sealed[NONCE_LEN..]).ok()?;
-                Some(BASE64.encode(content))
-            })();
-            match opened {
-                Some(plaintext) => json!({ "plaintext": plaintext }),
-                None => return refusal(StatusCode::BAD_REQUEST, "cipher: message authentication failed"),
-            }
-        }
-        _ => return refusal(StatusCode::NOT_FOUND, "unsupported path"),
-    };
-    (StatusCode::OK, Json(json!({ "data": answer })))
-}
 
 /// An engine on a socket, a data directory, and a repository that is empty.
 struct Stage {
@@ -110,34 +24,16 @@ struct Stage {
 impl Stage {
     async fn set() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let engine = Engine::default();
-        let router = Router::new()
-            .route("/v1/transit/{what}/{key}", post(transit))
-            .route("/v1/team/secrets/{what}/{key}", post(transit));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let served = axum::serve(listener, router.with_state(engine.clone()));
-        tokio::spawn(async move { served.await });
+        let engine = Engine::start().await;
+        let url = engine.url.clone();
         let faults = Faults::default();
         let objects = faults.around(Arc::new(object_store::memory::InMemory::new()));
         let store = Store::of(objects, "", Location::Directory("/nowhere".into()));
         let stage = Self { engine, url, directory: tempfile::tempdir().unwrap(), faults, store };
-        stage.rotate_there();
-        stage.renew_token("first");
+        stage.engine.rotate("loomworks");
+        stage.engine.renew_token("first");
         stage.write("token", b"first\n");
         stage
-    }
-
-    fn engine(&self) -> std::sync::MutexGuard<'_, EngineState> {
-        self.engine.0.lock().unwrap()
-    }
-
-    fn rotate_there(&self) {
-        self.engine().keys.entry("loomworks".into()).or_default().push(random());
-    }
-
-    fn renew_token(&self, token: &str) {
-        self.engine().token = token.to_owned();
     }
 
     fn write(&self, name: &str, content: &[u8]) {
@@ -185,9 +81,9 @@ async fn a_key_that_a_service_wraps_is_made_once_and_opens_from_the_repository_a
     assert!(matches!(stage.elsewhere().await, Err(MasterKeyError::Missing)), "nothing is made there");
     let first = stage.here().await.unwrap();
     let secret = wrapped(&first);
-    let requests = stage.engine().requests;
+    let requests = stage.engine.requests();
     assert!(opens(&stage.here().await.unwrap(), &secret));
-    assert_eq!(stage.engine().requests, requests + 1, "one call a start");
+    assert_eq!(stage.engine.requests(), requests + 1, "one call a start");
     assert!(opens(&stage.elsewhere().await.unwrap(), &secret));
     // The machine is lost.
     std::fs::remove_file(stage.directory.path().join("master.key.wrapped")).unwrap();
@@ -204,7 +100,7 @@ async fn a_key_that_a_service_wraps_is_made_once_and_opens_from_the_repository_a
 async fn a_token_is_read_again_when_it_is_refused() {
     let stage = Stage::set().await;
     let key = stage.here().await.unwrap();
-    stage.renew_token("second");
+    stage.engine.renew_token("second");
     let from = key.current().to_string();
     let refused = key.renew(&from).await.unwrap_err();
     assert!(matches!(refused, MasterKeyError::Service(TransitError::Refused { .. })), "{refused}");
@@ -221,9 +117,9 @@ async fn a_token_is_read_again_when_it_is_refused() {
 async fn a_service_that_is_not_ready_is_waited_for_a_while() {
     let stage = Stage::set().await;
     let secret = wrapped(&stage.here().await.unwrap());
-    stage.engine().failing = (2, Some(StatusCode::SERVICE_UNAVAILABLE));
+    stage.engine.seal(2);
     assert!(opens(&stage.here().await.unwrap(), &secret));
-    stage.engine().failing = (100, Some(StatusCode::SERVICE_UNAVAILABLE));
+    stage.engine.seal(100);
     let error = stage.here().await.unwrap_err();
     assert!(error.to_string().contains("503") && error.to_string().contains("sealed"), "{error}");
     assert!(error.hint().unwrap().contains("sealed"));
@@ -233,7 +129,7 @@ async fn a_service_that_is_not_ready_is_waited_for_a_while() {
 async fn a_service_that_hangs_or_is_away_is_given_up() {
     let mut stage = Stage::set().await;
     stage.here().await.unwrap();
-    stage.engine().failing = (100, None);
+    stage.engine.hang(100);
     let began = Instant::now();
     let error = stage.here().await.unwrap_err();
     assert!(matches!(error, MasterKeyError::Service(TransitError::Unreachable { .. })), "{error}");
@@ -250,17 +146,17 @@ async fn a_key_that_changes_at_the_service_opens_what_it_has_wrapped_and_wraps_a
     let key = stage.here().await.unwrap();
     let secret = wrapped(&key);
     assert!(stage.in_repository().await.contains("vault:v1:"));
-    stage.rotate_there();
+    stage.engine.rotate("loomworks");
     assert!(opens(&stage.here().await.unwrap(), &secret));
     key.renew(&key.current().to_string()).await.unwrap();
     assert!(stage.in_repository().await.contains("vault:v2:"));
     let other = stage.elsewhere().await.unwrap();
     assert!(opens(&other, &secret) && other.current() == key.current());
     // Whoever takes the key away there takes it from everybody.
-    stage.engine().keys.clear();
+    stage.engine.forget_keys();
     let error = stage.here().await.unwrap_err();
     assert!(matches!(error, MasterKeyError::Service(TransitError::NoKey(_))), "{error}");
-    stage.rotate_there();
+    stage.engine.rotate("loomworks");
     let error = stage.here().await.unwrap_err();
     assert!(matches!(error, MasterKeyError::Service(TransitError::DoesNotOpen { .. })), "{error}");
     assert!(error.hint().unwrap().contains("versions"));
