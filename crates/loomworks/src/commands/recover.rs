@@ -89,10 +89,11 @@ async fn lay_out(
     let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left");
     bar.set_style(style.context("a bar")?);
     let report = |progress: Progress| bar.set_position(progress.bytes_done);
-    let (_, replayable) = repository.lay_out_cluster(plan, &making, &wal, &report).await.map_err(|error| {
-        let hint = error.hint().map(str::to_owned);
-        Failure { hint, ..Failure::from(error) }
-    })?;
+    let (_, replayable) =
+        repository.lay_out_cluster(plan, &making, &wal, &report).await.map_err(|error| {
+            let hint = error.hint().map(str::to_owned);
+            Failure { hint, ..Failure::from(error) }
+        })?;
     bar.finish_and_clear();
     let cluster = Cluster {
         installation: Installation::find(settings.postgres_bin.as_deref()).await?,

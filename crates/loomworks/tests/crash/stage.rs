@@ -125,13 +125,14 @@ impl Stage {
     pub(crate) fn world(&self, node: &str) -> World {
         let root = &self.server.directory;
         let master_key = MasterKey::load_or_create(&root.join("master.key")).expect("a key");
-        let parts = Parts::new(
-            self.db.clone(),
-            self.server.cluster.clone(),
-            self.repository.clone(),
-            master_key,
-            root,
-        );
+        // Its repository has its master key: what changes one changes the other.
+        let provider = Arc::new(master_key.clone());
+        let store = self.repository.store().clone();
+        let opened = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(Repository::open_in(store, provider))
+        });
+        let repository = opened.expect("open the repository");
+        let parts = Parts::new(self.db.clone(), self.server.cluster.clone(), repository, master_key, root);
         World::new(Parts {
             node: node.to_owned(),
             profiles: self.profiles(),
