@@ -168,6 +168,15 @@ impl Fixture {
     }
 }
 
+impl Drop for Fixture {
+    /// What was laid out and never started is ours: the server's account cannot remove it.
+    fn drop(&mut self) {
+        for number in 0..self.made.load(Ordering::Relaxed) {
+            let _ = std::fs::remove_dir_all(self.server.directory.join(format!("back-{number}")));
+        }
+    }
+}
+
 fn store(objects: &Path, faults: &Arc<faulty::Faults>) -> Store {
     let local: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(objects).unwrap());
     let faulty = Arc::new(faulty::Faulty::new(local, faults.clone()));
