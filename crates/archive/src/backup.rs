@@ -175,6 +175,11 @@ impl Repository {
         self.write_once(&names::copied(label), backup).await
     }
 
+    /// A copy that is complete and waits to become a backup, or became one. `None`: there is none, or it is gone.
+    pub async fn copied_backup(&self, label: &str) -> Result<Option<Backup>, RepositoryError> {
+        self.usable(&names::copied(label)).await
+    }
+
     /// Whether all WAL that the backup needs to become consistent is archived.
     pub async fn has_wal_of(&self, backup: &Backup) -> Result<bool, RepositoryError> {
         self.has(backup.timeline, backup.start, backup.end).await

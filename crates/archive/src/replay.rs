@@ -97,7 +97,7 @@ impl Repository {
             progress(done, total);
             let sender = sender.clone();
             // The other end is gone: it has reached the moment, or failed.
-            if blocking(move || sender.send(streams)).await.is_err() {
+            if !blocking(move || sender.send(streams).is_ok()).await {
                 break;
             }
         }

@@ -180,11 +180,17 @@ impl Repository {
         let replay = Replay {
             from: backup.start,
             next_xid: backup.next_xid,
-            lineage: self.lineage(plan.timeline).await?,
+            // The side cluster recovers by itself, which does not leave a timeline.
+            lineage: self.lineage(backup.timeline).await?,
             databases: plan.databases().into_iter().collect(),
             until: until(plan.target),
         };
-        Ok(self.lay_out_wal(&replay, &into.join("pg_wal"), &|_, _| ()).await?)
+        let laid = self.lay_out_wal(&replay, &into.join("pg_wal"), &|_, _| ()).await?;
+        if backup.timeline != plan.timeline && !laid.outcome.reached {
+            let name = format!("the WAL of timeline {} up to that moment", backup.timeline);
+            return Err(RepositoryError::Gone { name }.into());
+        }
+        Ok(laid)
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Error {
     #[error(transparent)]
     Repository(#[from] RepositoryError),
     #[error(transparent)]
-    Backup(BackupError),
+    Backup(Box<BackupError>),
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
     #[error("{0}")]
@@ -54,7 +54,7 @@ impl From<BackupError> for Error {
         match error {
             BackupError::Repository(error) => Self::Repository(error),
             BackupError::Server(error) => Self::Cluster(error),
-            other => Self::Backup(other),
+            other => Self::Backup(Box::new(other)),
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::World;
+use crate::archive;
 use crate::db::{
     credentials, exports, jobs as job_rows, lifecycle, notifications, sessions, templates, tenants, usage,
     webhooks,
@@ -244,8 +245,10 @@ async fn left_over_exports(world: &World) -> Result<(), Error> {
 
 /// Once a day, and at once where there is none: without a base backup nothing can be restored.
 async fn due_backup(world: &World) -> Result<(), Error> {
-    let newest = world.repository.backups().await?.last().map(|backup| backup.finished_at);
-    if Daily::default().is_due(newest, time::now()) {
+    let catalog = archive::catalog(world).await?;
+    // A new timeline begins with a backup: what is restored from an older one does not come onto it.
+    let newest = catalog.backups.last().filter(|backup| backup.timeline == catalog.timeline);
+    if Daily::default().is_due(newest.map(|backup| backup.finished_at), time::now()) {
         let mut mgmt = world.db.platform.acquire().await?;
         // A job that failed is not asked for again every two seconds, but an hour later.
         if job_rows::failed_within_hour(&mut mgmt, "backup").await? {

@@ -158,6 +158,11 @@ fn full_xid(text: &str) -> Option<u64> {
     Some(u64::from(epoch.parse::<u32>().ok()?) << 32 | u64::from(xid.parse::<u32>().ok()?))
 }
 
+/// Whether a server still replays WAL, and how far it is.
+pub async fn recovering(connection: &mut PgConnection) -> sqlx::Result<(bool, Option<String>)> {
+    sqlx::query_as("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetch_one(connection).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,9 +173,4 @@ mod tests {
         assert_eq!(full_xid("2:1"), Some((2 << 32) + 1));
         assert_eq!(full_xid("740"), None);
     }
-}
-
-/// Whether a server still replays WAL, and how far it is.
-pub async fn recovering(connection: &mut PgConnection) -> sqlx::Result<(bool, Option<String>)> {
-    sqlx::query_as("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetch_one(connection).await
 }

@@ -25,8 +25,8 @@ pub struct TakeBackup {
 pub enum Step {
     Name,
     Copy { label: String },
-    AwaitWal { backup: Backup },
-    Commit { backup: Backup },
+    AwaitWal { label: String },
+    Commit { label: String },
 }
 
 impl Work for TakeBackup {
@@ -66,13 +66,21 @@ impl Work for TakeBackup {
                     context.report(5..90, progress.bytes_done, progress.bytes_total);
                 };
                 let backup = world.repository.copy_backup(&world.cluster, label, options, &report).await?;
-                Ok(Then::Next(Step::AwaitWal { backup }))
+                Ok(Then::Next(Step::AwaitWal { label: backup.label }))
             }
-            Step::AwaitWal { backup } => Ok(match world.repository.has_wal_of(backup).await? {
-                true => Then::Next(Step::Commit { backup: backup.clone() }),
-                false => Then::Later(ARCHIVE_POLL),
-            }),
-            Step::Commit { backup } => {
+            Step::AwaitWal { label } => match world.repository.copied_backup(label).await? {
+                None => Ok(Then::Next(Step::Name)),
+                Some(backup) => Ok(match world.repository.has_wal_of(&backup).await? {
+                    true => Then::Next(Step::Commit { label: label.clone() }),
+                    false => Then::Later(ARCHIVE_POLL),
+                }),
+            },
+            Step::Commit { label } => {
+                // It has waited for so long that it was removed: it is taken anew.
+                let Some(backup) = world.repository.copied_backup(label).await? else {
+                    return Ok(Then::Next(Step::Name));
+                };
+                let backup = &backup;
                 world.repository.commit_backup(backup).await?;
                 let Backup { label, size_bytes, new_bytes, damaged_pages, .. } = backup;
                 if *damaged_pages > 0 {

@@ -9,6 +9,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use tracing::info;
 
+use super::backup::{self, TakeBackup};
 use super::restore::Restore;
 use super::restore_drill::{self, RestoreDrill};
 use crate::World;
@@ -108,6 +109,15 @@ async fn needs(mgmt: &mut PgConnection) -> Result<Vec<Need>, Error> {
         if let restore_drill::Step::Drill { left, .. } = serde_json::from_value(step).map_err(unreadable)? {
             labels
                 .extend(left.into_iter().map(|(_, plan)| ("a restore drill".to_owned(), plan.backup.label)));
+        }
+    }
+    for (_, step) in job_rows::unfinished_of_kind(mgmt, TakeBackup::KIND).await? {
+        use backup::Step::{AwaitWal, Commit, Copy};
+        let Some(step) = step else { continue };
+        if let Copy { label } | AwaitWal { label } | Commit { label } =
+            serde_json::from_value(step).map_err(unreadable)?
+        {
+            labels.push(("a backup that is being taken".to_owned(), label));
         }
     }
     needs.extend(

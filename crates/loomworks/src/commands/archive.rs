@@ -16,9 +16,9 @@ pub(super) async fn run(client: &Client, command: ArchiveCommand, json: bool) ->
         ArchiveCommand::Expiry => {
             let plan: ExpiryShown = client.get("/v1/archive/expiry").await?;
             if json {
-                output::json(&plan)?
+                output::json(&plan)?;
             } else {
-                show_expiry(&plan)
+                show_expiry(&plan);
             }
             Ok(ExitCode::SUCCESS)
         }

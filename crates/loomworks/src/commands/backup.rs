@@ -17,9 +17,9 @@ pub(super) async fn run(client: &Client, command: BackupCommand, json: bool) -> 
             let accepted: Accepted = client.post(&path, &serde_json::json!({})).await?;
             if no_wait {
                 if json {
-                    output::json(&accepted)?
+                    output::json(&accepted)?;
                 } else {
-                    output::line(format!("job {}", accepted.job))
+                    output::line(format!("job {}", accepted.job));
                 }
                 return Ok(ExitCode::SUCCESS);
             }
