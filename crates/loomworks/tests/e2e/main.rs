@@ -6,6 +6,7 @@ mod bad_input;
 mod crashes;
 mod docs;
 mod fleet;
+mod history;
 mod journey;
 mod lifecycle;
 mod log_in;
