@@ -5,6 +5,7 @@ mod audit;
 mod bad_input;
 mod crashes;
 mod docs;
+mod erasure;
 mod fleet;
 mod history;
 mod journey;
