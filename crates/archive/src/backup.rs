@@ -15,7 +15,7 @@ mod group;
 mod lay_out;
 mod manifest;
 pub(crate) mod names;
-mod pack;
+pub(crate) mod pack;
 mod pages;
 mod read;
 mod sealed;

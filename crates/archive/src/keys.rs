@@ -292,6 +292,15 @@ impl Keys {
         Ok(readable)
     }
 
+    /// Every key that opens anything.
+    pub(crate) async fn all(&self) -> Result<Vec<DataKey>, KeyError> {
+        let mut all = Vec::new();
+        for entry in self.store.list("keys").await? {
+            all.extend(self.keeper().load(&entry.name).await?.and_then(|(_, key)| key));
+        }
+        Ok(all)
+    }
+
     async fn of_database(&self, oid: DatabaseOid) -> Result<Vec<String>, KeyError> {
         let prefix = format!("keys/{oid}-");
         let all = self.store.list("keys").await?;

@@ -6,6 +6,7 @@
 pub mod archived;
 pub mod backup;
 mod coverage;
+pub mod inspect;
 pub mod keys;
 pub mod lineage;
 mod range;

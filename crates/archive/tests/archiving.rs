@@ -129,6 +129,34 @@ async fn segments_come_back_as_they_were_and_each_database_is_sealed_by_itself()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_archived_of_a_database_after_its_key_was_deleted_is_sealed_for_nobody() {
+    let mut setting = setting().await;
+    let segments = setting.history().await;
+    let (one, two) = (setting.oid("one").await, setting.oid("two").await);
+    let (first, later) = segments.split_first().unwrap();
+    setting.repository.push(first).await.unwrap();
+    setting.repository.keys().erase(one).await.unwrap();
+    for path in later {
+        assert_eq!(setting.repository.push(path).await.unwrap(), Pushed::Stored);
+        assert_eq!(setting.repository.push(path).await.unwrap(), Pushed::AlreadyThere);
+    }
+    let other = Repository::open_in(setting.store.clone(), setting.provider.clone()).await.unwrap();
+    let (mut of_two, mut closed) = (0, 0);
+    for entry in setting.store.list("wal").await.unwrap() {
+        let readable = other.readable(&entry.name).await.unwrap();
+        assert!(readable.closed.iter().all(|oid| *oid == one), "{readable:?}");
+        closed += readable.closed.len();
+        for (oid, content) in readable.parts {
+            let text = String::from_utf8_lossy(&content);
+            assert!(!text.contains("marker of one"), "{} says something of it in {oid}", entry.name);
+            assert!(oid == two || !text.contains("marker of two"), "{} has rows of it in {oid}", entry.name);
+            of_two += usize::from(text.contains("marker of two"));
+        }
+    }
+    assert!(closed >= 2 && of_two >= 2, "{closed} {of_two}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_segment_of_this_cluster_is_refused_and_loses_nothing() {
     let mut setting = setting().await;
     let segments = setting.history().await;

@@ -16,11 +16,21 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub(crate) enum App {
     /// The sample ERP, served.
     Erp,
+    /// The sample ERP, served, with a few rows in its tables.
+    SmallErp,
     /// One table of a thousand rows, and nobody who serves it: enough for jobs.
     OneTable,
     /// The same with a database that waits, and a first user.
     Pooled,
 }
+
+/// What leaves a few of the sample ERP's rows.
+const FEW_ROWS: &str = "
+    TRUNCATE companies, contacts, products, orders, order_lines, invoices, activities RESTART IDENTITY;
+    INSERT INTO companies (name, industry, city) SELECT 'company ' || n, 'trade', 'Ghent' FROM generate_series(1, 9) n;
+    INSERT INTO contacts (company_id, name, email, phone, city)
+    SELECT 1 + n % 9, 'contact ' || n, n || '@mail.example', '+49', 'Ghent' FROM generate_series(1, 90) n;
+";
 
 pub(crate) struct Platform {
     root: PathBuf,
@@ -70,10 +80,14 @@ impl Platform {
         let profile = platform.root.join("profile");
         std::fs::create_dir(&profile).expect("a directory for the profile");
         match app {
-            App::Erp => {
+            App::Erp | App::SmallErp => {
                 let erp = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/erp"));
                 for file in ["profile.toml", "init.sql", "admin.sql"] {
                     std::fs::copy(erp.join(file), profile.join(file)).expect("copy the profile");
+                }
+                if matches!(app, App::SmallErp) {
+                    let sql = std::fs::read_to_string(erp.join("init.sql")).expect("read the profile");
+                    platform.write_profile("init.sql", &(sql + FEW_ROWS));
                 }
                 platform.app = Some(platform.start_erp());
             }
