@@ -10,7 +10,7 @@ use loomworks_archive::keys::PassingProvider;
 use loomworks_archive::store::{Location, Store};
 use loomworks_archive::{ClusterIdentity, Repository, RepositoryError, stream};
 use loomworks_core::lsn::{Lsn, Segment};
-use loomworks_postgres::PgConnection;
+use loomworks_postgres::{PgConnection, receive};
 use loomworks_testkit::Server;
 use sqlx::{AssertSqlSafe, Executor};
 use tokio::sync::watch;
@@ -259,4 +259,25 @@ async fn the_stream_is_seconds_behind_and_goes_on_where_it_was() {
         }
     }
     assert!(same >= 2, "{same}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_whose_process_was_killed_gives_the_slot_up() {
+    let setting = setting().await;
+    let directory = setting.server.directory.join("received");
+    std::fs::create_dir(&directory).unwrap();
+    setting.server.cluster.give(&directory).unwrap();
+    let cluster = &setting.server.cluster;
+    receive::ensure_slot(cluster, stream::SLOT).await.unwrap();
+    let mut orphan = receive::start(cluster, stream::SLOT, &directory).unwrap();
+    while !receive::slot(cluster, stream::SLOT).await.unwrap().unwrap().active {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    receive::ensure_slot(cluster, stream::SLOT).await.unwrap();
+    assert!(!orphan.wait().await.unwrap().success(), "it ended, as its connection did");
+    let mut next = receive::start(cluster, stream::SLOT, &directory).unwrap();
+    while !receive::slot(cluster, stream::SLOT).await.unwrap().unwrap().active {
+        assert!(next.try_wait().unwrap().is_none(), "the slot is free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

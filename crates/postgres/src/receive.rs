@@ -41,9 +41,12 @@ pub async fn slot(cluster: &Cluster, name: &str) -> Result<Option<Slot>, Cluster
 }
 
 /// Makes the slot unless it is there and of use. One that has lost its WAL is made anew.
+///
+/// A `pg_receivewal` whose process was killed lives on and keeps the slot: it is told to end by ending its connection.
 pub async fn ensure_slot(cluster: &Cluster, name: &str) -> Result<(), ClusterError> {
     let found = slot(cluster, name).await?;
     let lost = found.as_ref().is_some_and(|slot| slot.wal_status.as_deref() == Some("lost"));
+    let found_none = found.is_none();
     let mut admin = cluster.connect("postgres").await?;
     let failed = |source| ClusterError::Query { directory: cluster.directory.clone(), source };
     if lost {
@@ -53,7 +56,12 @@ pub async fn ensure_slot(cluster: &Cluster, name: &str) -> Result<(), ClusterErr
             .await
             .map_err(failed)?;
     }
-    if lost || found.is_none() {
+    if found.is_some_and(|slot| slot.active) {
+        let sql = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots
+                   WHERE slot_name = $1 AND active_pid IS NOT NULL";
+        sqlx::query(sql).bind(name).execute(&mut admin).await.map_err(failed)?;
+    }
+    if lost || found_none {
         let sql = "SELECT pg_create_physical_replication_slot($1, immediately_reserve => true)";
         sqlx::query(sql).bind(name).execute(&mut admin).await.map_err(failed)?;
     }

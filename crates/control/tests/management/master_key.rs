@@ -134,6 +134,7 @@ async fn no_key_is_forgotten_while_a_secret_that_it_has_wrapped_is_on_its_way() 
     assert_eq!(key.former().len(), 1);
 
     rewrap_all(&db, key).await.expect("rewrap");
+    world.repository.keys().rewrap().await.expect("rewrap the repository's keys");
     assert!(
         forget_former(&db, world.repository.keys(), key).await.expect("forget") && key.former().is_empty()
     );

@@ -138,6 +138,12 @@ pub(crate) fn table() -> Vec<Row> {
         row(post.clone(), "/v1/jobs/{job}/cancel", None, [404, 409, 409]),
         row(get.clone(), "/v1/backups", None, [403, 403, 200]),
         row(post.clone(), "/v1/backups", None, [403, 403, 202]),
+        row(post.clone(), "/v1/backups/{label}/verify", None, [403, 403, 404]),
+        row(get.clone(), "/v1/archive", None, [403, 403, 200]),
+        row(get.clone(), "/v1/archive/expiry", None, [403, 403, 200]),
+        row(post.clone(), "/v1/archive/expiry", None, [403, 403, 202]),
+        row(post.clone(), "/v1/archive/drill", None, [403, 403, 202]),
+        row(get.clone(), "/v1/tenants/{tenant}/recovery-window", None, [404, 200, 200]),
         row(get.clone(), "/v1/master-key", None, [403, 403, 200]),
         row(post.clone(), "/v1/master-key/rotate", Some(json!({})), [403, 403, 202]),
         row(get.clone(), "/v1/audit", None, [200, 200, 200]),
@@ -266,6 +272,7 @@ async fn every_endpoint_for_every_caller() {
             .replace("{migration}", NOBODY)
             .replace("{webhook}", NOBODY)
             .replace("{export}", NOBODY)
+            .replace("{label}", NOBODY)
             .replace("{operator}", NOBODY);
         let bad_key = "frt_live_00000000000000000000000000000000";
         let (refused, gateway) =
