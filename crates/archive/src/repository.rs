@@ -143,20 +143,27 @@ impl Repository {
         Ok(Self { store, keys, coverage, id: found.repository_id, cluster: found.cluster })
     }
 
-    async fn read_identity(store: &Store) -> Result<Identity, RepositoryError> {
+    /// The version of the repository in a store. `None`: there is none.
+    pub async fn version_in(store: &Store) -> Result<Option<u32>, RepositoryError> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
         }
-        let Some(text) = store.get(IDENTITY).await? else {
-            return Err(RepositoryError::Missing(store.location().clone()));
-        };
-        let damaged = |error| RepositoryError::damaged(IDENTITY, error);
-        let Versioned { version } = serde_json::from_slice(&text).map_err(damaged)?;
-        if version != VERSION {
-            return Err(RepositoryError::Version(store.location().clone(), version));
+        let Some(text) = store.get(IDENTITY).await? else { return Ok(None) };
+        let versioned: Versioned =
+            serde_json::from_slice(&text).map_err(|error| RepositoryError::damaged(IDENTITY, error))?;
+        Ok(Some(versioned.version))
+    }
+
+    async fn read_identity(store: &Store) -> Result<Identity, RepositoryError> {
+        let location = || store.location().clone();
+        match Self::version_in(store).await? {
+            None => return Err(RepositoryError::Missing(location())),
+            Some(VERSION) => {}
+            Some(version) => return Err(RepositoryError::Version(location(), version)),
         }
-        serde_json::from_slice(&text).map_err(damaged)
+        let text = store.get(IDENTITY).await?.ok_or_else(|| RepositoryError::Missing(location()))?;
+        serde_json::from_slice(&text).map_err(|error| RepositoryError::damaged(IDENTITY, error))
     }
 
     /// Where it is, for commands that PostgreSQL runs and for messages.

@@ -13,7 +13,7 @@ use loomworks_control::credentials::MasterKey;
 use loomworks_control::error::chain;
 use loomworks_control::master_key::transit::Transit;
 use loomworks_control::master_key::{MasterKeyError, Service};
-use loomworks_core::SecretString;
+use loomworks_core::{SecretString, durable};
 use tracing::{info, warn};
 
 use crate::output::Failure;
@@ -45,7 +45,7 @@ pub(crate) async fn make_repository(
     cluster: ClusterIdentity,
 ) -> Result<(Repository, MasterKey), Failure> {
     warn_of_readers(settings);
-    let store = open_store(settings)?;
+    let store = set_aside_former(open_store(settings)?).await?;
     if !Repository::exists_in(&store).await.map_err(failure)? {
         // Before anything counts on it.
         let fit = probe(&store).await.map_err(|unfit| {
@@ -69,6 +69,24 @@ pub(crate) async fn make_repository(
     let provider = Arc::new(master_key.clone());
     let repository = Repository::create_in(store, cluster, provider).await.map_err(failure)?;
     Ok((repository, master_key))
+}
+
+/// The directory of a repository of version 1 keeps what is in it under another name, and a new one is begun: the first
+/// version was plain, and nothing could go on with it.
+async fn set_aside_former(store: Store) -> Result<Store, Failure> {
+    let Some(directory) = store.directory().map(Path::to_owned) else { return Ok(store) };
+    if Repository::version_in(&store).await.map_err(failure)? != Some(1) {
+        return Ok(store);
+    }
+    let aside = directory.with_extension("v1");
+    durable::rename(&directory, &aside)
+        .with_context(|| format!("rename `{}` to `{}`", directory.display(), aside.display()))?;
+    warn!(
+        "the repository was of version 1 and is kept as `{}`; what is in it can be restored by the former version only, \
+         snapshots from before now are out of reach until then",
+        aside.display()
+    );
+    Store::open(store.location()).map_err(RepositoryError::from).map_err(failure)
 }
 
 async fn make_master_key(

@@ -15,6 +15,7 @@ mod metrics;
 mod oidc;
 mod permissions;
 mod platform;
+mod recover;
 mod repository;
 mod rotation;
 mod secrets;
