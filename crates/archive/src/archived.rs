@@ -163,7 +163,11 @@ impl Repository {
 
     /// Stores a range unless it is there, and gives the one that is. What is there in part only, or damaged, makes way:
     /// it would keep out for ever what it should have been.
-    pub(crate) async fn put_whole(&self, object: &str, sealed: Bytes) -> Result<Option<Opened>, RepositoryError> {
+    pub(crate) async fn put_whole(
+        &self,
+        object: &str,
+        sealed: Bytes,
+    ) -> Result<Option<Opened>, RepositoryError> {
         if self.store.put_new(object, sealed.clone()).await? {
             return Ok(None);
         }

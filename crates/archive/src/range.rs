@@ -165,7 +165,10 @@ impl Opened {
 
     /// Reads an object's header, if the object is all there. `None`: there is none, or only a part of one, as a store
     /// leaves it that is not atomic.
-    pub(crate) async fn read_whole(repository: &Repository, name: &str) -> Result<Option<Self>, RepositoryError> {
+    pub(crate) async fn read_whole(
+        repository: &Repository,
+        name: &str,
+    ) -> Result<Option<Self>, RepositoryError> {
         let read = async {
             let Some(opened) = Self::read(repository, name).await? else { return Ok(None) };
             let streams = opened.header.streams.iter();
