@@ -118,6 +118,11 @@ impl Repository {
         }
         match self.store.get(&object).await.map_err(RepositoryError::from)? {
             Some(there) if there == content => Ok(Pushed::AlreadyThere),
+            // A part of it, as a store leaves it that is not atomic.
+            Some(there) if content.starts_with(&there) => {
+                self.store.replace(&object, content).await.map_err(RepositoryError::from)?;
+                Ok(Pushed::Stored)
+            }
             _ => Err(PushError::Differs(name.to_owned())),
         }
     }
@@ -137,7 +142,7 @@ impl Repository {
         }
         let range = Range::of_segment(segment, geometry.segment_bytes);
         let lineage = self.lineage(segment.timeline).await?;
-        let there = Opened::read(self, &object).await?;
+        let there = Opened::read_whole(self, &object).await?;
         let carry = match &there {
             Some(_) if !partial => None,
             _ => self.carry_before(&lineage, segment.number).await?,
@@ -151,13 +156,28 @@ impl Repository {
             return same(name, &there, &header);
         }
         let sealed = self.seal_range(name, &object, &lineage, header.clone(), content, carry).await?;
-        if self.store.put_new(&object, sealed).await.map_err(RepositoryError::from)? {
-            return Ok(Pushed::Stored);
+        match self.put_whole(&object, sealed).await? {
+            None => Ok(Pushed::Stored),
+            // Somebody else wrote it between the look and the write.
+            Some(there) => same(name, &there, &header),
         }
-        // Somebody else wrote it between the look and the write.
-        let there = Opened::read(self, &object).await?;
-        let there = there.ok_or_else(|| RepositoryError::Gone { name: object.clone() })?;
-        same(name, &there, &header)
+    }
+
+    /// Stores a range unless it is there, and gives the one that is. What is there in part only, or damaged, makes way:
+    /// it would keep out for ever what it should have been.
+    pub(crate) async fn put_whole(
+        &self,
+        object: &str,
+        sealed: Bytes,
+    ) -> Result<Option<Opened>, RepositoryError> {
+        if self.store.put_new(object, sealed.clone()).await? {
+            return Ok(None);
+        }
+        let there = Opened::read_whole(self, object).await?;
+        if there.is_none() {
+            self.store.replace(object, sealed).await?;
+        }
+        Ok(there)
     }
 
     /// What the segment before one says of a record that goes on in it.

@@ -161,6 +161,30 @@ impl Opened {
         }
     }
 
+    /// Reads an object's header, if the object is all there. `None`: there is none, or only a part of one, as a store
+    /// leaves it that is not atomic.
+    pub(crate) async fn read_whole(
+        repository: &Repository,
+        name: &str,
+    ) -> Result<Option<Self>, RepositoryError> {
+        let read = async {
+            let Some(opened) = Self::read(repository, name).await? else { return Ok(None) };
+            let streams = opened.header.streams.iter();
+            let bytes = opened.body + streams.map(|stream| stream.stored).sum::<u64>();
+            match repository.store.size(name).await? {
+                Some(there) if there != bytes => Err(RepositoryError::damaged(name, "it is too short")),
+                _ => Ok(Some(opened)),
+            }
+        };
+        match read.await {
+            Err(error @ RepositoryError::Damaged { .. }) => {
+                tracing::error!(%error, "it is stored again");
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
     /// Opens every stream of an object that is there whole, in the order of their databases.
     pub(crate) fn streams_of_whole(
         &self,

@@ -163,7 +163,7 @@ impl Archiver {
         let carry = growing.carry.clone();
         let sealed = self.repository.seal_range(&name, &object, &lineage, header, content, carry).await?;
         let carry = Opened::whole(&self.repository, &object, sealed.clone())?.header.carry;
-        self.repository.store.put_new(&object, sealed).await.map_err(RepositoryError::from)?;
+        self.repository.put_whole(&object, sealed).await?;
         if let Some(growing) = &mut self.growing {
             (growing.stored, growing.carry) = (to, carry);
         }
@@ -177,17 +177,17 @@ impl Archiver {
         let lineage = self.repository.lineage(segment.timeline).await?;
         let there = self.repository.objects(&lineage, start, None).await?;
         let pieces = pieces_name(segment, bytes);
-        match there.iter().rev().find(|name| name.starts_with(&pieces)) {
-            Some(last) => {
-                let last = Opened::read(&self.repository, last).await?;
-                let last = last.ok_or(RepositoryError::Gone { name: pieces })?;
-                Ok(Growing { segment, stored: last.header.range.end, carry: last.header.carry })
-            }
-            None => {
-                let carry = self.repository.carry_before(&lineage, segment.number).await?;
-                Ok(Growing { segment, stored: start, carry })
+        for last in there.iter().rev().filter(|name| name.starts_with(&pieces)) {
+            match Opened::read_whole(&self.repository, last).await? {
+                Some(last) => {
+                    return Ok(Growing { segment, stored: last.header.range.end, carry: last.header.carry });
+                }
+                // Only a part of one. What is stored in its place may be shorter, and would count for less.
+                None => self.repository.store.delete(last).await?,
             }
         }
+        let carry = self.repository.carry_before(&lineage, segment.number).await?;
+        Ok(Growing { segment, stored: start, carry })
     }
 }
 

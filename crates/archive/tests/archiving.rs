@@ -58,6 +58,11 @@ impl Setting {
             }
             self.admin.execute("SELECT pg_switch_wal()").await.unwrap();
         }
+        self.segments().await
+    }
+
+    /// The segments that are complete.
+    async fn segments(&mut self) -> Vec<PathBuf> {
         let current: String = sqlx::query_scalar("SELECT pg_walfile_name(pg_current_wal_lsn())")
             .fetch_one(&mut self.admin)
             .await
@@ -157,6 +162,27 @@ async fn what_is_archived_of_a_database_after_its_key_was_deleted_is_sealed_for_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "fails: the tail of a record goes to what all share while the segment with its beginning is not archived yet"]
+async fn segments_that_come_out_of_order_leave_no_rows_in_what_all_share() {
+    let mut setting = setting().await;
+    setting.run("postgres", "CREATE DATABASE one".into()).await;
+    // So much without a switch that records cross from segment to segment.
+    let sql = "CREATE TABLE public.big AS SELECT n, repeat('marker of one ', 100) AS words
+               FROM generate_series(1, 40000) n; SELECT pg_switch_wal()";
+    setting.run("one", sql.into()).await;
+    for path in setting.segments().await.iter().rev() {
+        setting.repository.push(path).await.unwrap();
+    }
+    let one = setting.oid("one").await;
+    for entry in setting.store.list("wal").await.unwrap() {
+        for (oid, content) in setting.repository.readable(&entry.name).await.unwrap().parts {
+            let holds = String::from_utf8_lossy(&content).contains("marker of one");
+            assert!(oid == one || !holds, "{} has rows of it in the stream of {oid}", entry.name);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_segment_of_this_cluster_is_refused_and_loses_nothing() {
     let mut setting = setting().await;
     let segments = setting.history().await;
@@ -199,6 +225,13 @@ async fn what_is_no_segment_of_this_cluster_is_refused_and_loses_nothing() {
     let neighbour = format!("wal/00000001/{}", segments[1].file_name().unwrap().to_str().unwrap());
     let neighbour = setting.store.get(&neighbour).await.unwrap().unwrap();
     let mut damaged = vec![neighbour, Bytes::new(), whole.slice(..10), whole.slice(..whole.len() - 1)];
+    // Whoever has the segment puts it right: what is there in part would keep it out for ever, and PostgreSQL would be told
+    // that it may remove what nobody has whole.
+    for bytes in &damaged {
+        setting.store.replace(&object, bytes.clone()).await.unwrap();
+        assert_eq!(repository.push(&segments[0]).await.unwrap(), Pushed::Stored);
+        assert!(repository.fetch(name, &to).await.unwrap() && std::fs::read(&to).unwrap() == content);
+    }
     for at in (0..whole.len()).step_by(whole.len() / 150) {
         let mut bytes = whole.to_vec();
         bytes[at] ^= 1 << (at % 8);
