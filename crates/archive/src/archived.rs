@@ -203,8 +203,11 @@ impl Repository {
         carry: Option<Carry>,
     ) -> Result<Bytes, PushError> {
         let (range, geometry) = (header.range, header.geometry);
-        let taken =
-            blocking(move || wal::split(&geometry, &range, &content, carry.as_ref(), Tail::Kept)).await;
+        let (taken, content) = blocking(move || {
+            let taken = wal::split(&geometry, &range, &content, carry.as_ref(), Tail::Kept);
+            (taken, content)
+        })
+        .await;
         let split = taken.map_err(|source| PushError::Split { name: name.to_owned(), source })?;
         let mut keys: BTreeMap<DatabaseOid, DataKey> = BTreeMap::new();
         for &oid in split.streams.keys() {
@@ -219,11 +222,15 @@ impl Repository {
         (header.carry, header.commits, header.records) = (split.carry, split.commit_times, split.records);
         let (repository, object) = (self.clone(), object.to_owned());
         let proven = blocking(move || {
-            let content = header.content.clone();
+            let hash = header.content.clone();
             let sealed = Bytes::from(encode(&repository, &object, header, &split.streams, &keys));
             let opened = Opened::whole(&repository, &object, sealed.clone())?;
-            let merged = put_together(&opened, &opened.streams_of_whole(&repository, &keys)?);
-            let proven = merged.is_ok_and(|merged| blake3::hash(&merged).to_hex().as_str() == content);
+            // What is stored gives the streams, and the streams give the range.
+            let mut proven = opened.holds(&repository, &keys, &split.streams)?;
+            if proven {
+                let merged = put_together(&opened, split.streams.values(), content);
+                proven = merged.is_ok_and(|merged| blake3::hash(&merged).to_hex().as_str() == hash);
+            }
             Ok::<_, RepositoryError>(proven.then_some(sealed))
         });
         proven.await?.ok_or_else(|| PushError::NotProven(name.to_owned()))
@@ -289,7 +296,7 @@ impl Repository {
         }
         let (repository, name) = (self.clone(), name.to_owned());
         blocking(move || {
-            let merged = put_together(&opened, &opened.streams_of_whole(&repository, &keys)?);
+            let merged = put_together(&opened, &opened.streams_of_whole(&repository, &keys)?, Vec::new());
             let merged = merged.map_err(|error| RepositoryError::damaged(&name, error))?;
             if blake3::hash(&merged).to_hex().as_str() != opened.header.content {
                 return Err(RepositoryError::damaged(&name, "its content is not what it was"));
@@ -312,9 +319,13 @@ fn same(name: &str, there: &Opened, ours: &Header) -> Result<Pushed, PushError> 
     }
 }
 
-fn put_together(opened: &Opened, streams: &[Vec<u8>]) -> Result<Vec<u8>, wal::Damaged> {
-    let streams: Vec<&[u8]> = streams.iter().map(Vec::as_slice).collect();
-    wal::merge(&opened.header.geometry, &opened.header.range, &streams)
+fn put_together<'a>(
+    opened: &Opened,
+    streams: impl IntoIterator<Item = &'a Vec<u8>>,
+    memory: Vec<u8>,
+) -> Result<Vec<u8>, wal::Damaged> {
+    let streams: Vec<&[u8]> = streams.into_iter().map(Vec::as_slice).collect();
+    wal::merge_into(&opened.header.geometry, &opened.header.range, &streams, memory)
 }
 
 /// A range up to the end of valid WAL, with zeros behind it: what a recycled segment held before may be anybody's.

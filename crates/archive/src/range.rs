@@ -207,6 +207,39 @@ impl Opened {
             .collect()
     }
 
+    /// Whether an object that is there whole gives back just these streams. They are opened one after another, so that
+    /// this takes no memory for all of them.
+    pub(crate) fn holds(
+        &self,
+        repository: &Repository,
+        keys: &BTreeMap<DatabaseOid, DataKey>,
+        streams: &BTreeMap<DatabaseOid, Vec<u8>>,
+    ) -> Result<bool, RepositoryError> {
+        let databases = self.header.streams.iter().map(|stream| stream.database);
+        if !databases.eq(streams.keys().copied()) {
+            return Ok(false);
+        }
+        let mut opener =
+            zstd::bulk::Decompressor::new().map_err(|error| RepositoryError::damaged(&self.name, error))?;
+        let (mut sealed, mut plain) = (Vec::new(), Vec::new());
+        for (stream, expected) in self.header.streams.iter().zip(streams.values()) {
+            let (from, to) = self.place(stream)?;
+            let Some(stored) = self.head.get(from..to) else { return Ok(false) };
+            sealed.clear();
+            sealed.extend_from_slice(stored);
+            let key =
+                stream_key(repository, &self.name, &keys[&stream.database], &self.salt, stream.database);
+            let Ok(opened) = key.open(0, &mut sealed) else { return Ok(false) };
+            plain.clear();
+            plain.reserve(expected.len());
+            let unpacked = opener.decompress_to_buffer(opened, &mut plain);
+            if unpacked.is_err() || stream.plain != expected.len() as u64 || plain != *expected {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Where a stream is in its object.
     fn place(&self, stream: &Stream) -> Result<(usize, usize), RepositoryError> {
         let wrong = || RepositoryError::damaged(&self.name, "its header is wrong");

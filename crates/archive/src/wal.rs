@@ -49,7 +49,7 @@ mod walk;
 mod xact;
 
 pub use layout::{Geometry, NoGeometry, PAGE_BYTES, Range};
-pub use merge::merge;
+pub use merge::{merge, merge_into};
 pub use pieces::Damaged;
 pub use record::checkpoint_next_xid;
 pub use select::{Outcome, SelectError, Selection, Until};

@@ -7,6 +7,16 @@ use super::record::Header;
 
 /// The bytes of `range`, from all its streams in any order. The same bytes that were split, or an error.
 pub fn merge(geometry: &Geometry, range: &Range, streams: &[&[u8]]) -> Result<Vec<u8>, Damaged> {
+    merge_into(geometry, range, streams, Vec::new())
+}
+
+/// The same in memory that was used for something else: getting as much anew costs more than merging.
+pub fn merge_into(
+    geometry: &Geometry,
+    range: &Range,
+    streams: &[&[u8]],
+    mut memory: Vec<u8>,
+) -> Result<Vec<u8>, Damaged> {
     let len = range.len().filter(|_| geometry.is_possible()).ok_or(Damaged("no range is like this"))?;
     let streams = streams.iter().map(|bytes| Stream::read(bytes, range)).collect::<Result<Vec<_>, _>>()?;
     let shared = {
@@ -26,7 +36,14 @@ pub fn merge(geometry: &Geometry, range: &Range, streams: &[&[u8]]) -> Result<Ve
             }
         }
     }
-    let mut merged = Merged { geometry, range, bytes: vec![0; len], pages: Pages::new(range) };
+    let bytes = if memory.capacity() < len {
+        vec![0; len]
+    } else {
+        memory.clear();
+        memory.resize(len, 0);
+        memory
+    };
+    let mut merged = Merged { geometry, range, bytes, pages: Pages::new(range) };
     for stream in &streams {
         let mut pieces = stream.pieces(geometry, range);
         while let Some(piece) = pieces.next()? {

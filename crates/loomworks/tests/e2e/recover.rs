@@ -42,11 +42,8 @@ async fn a_cluster_that_is_gone_comes_back_and_goes_on() {
     for entry in std::fs::read_dir(&data).expect("list it").map(|entry| entry.expect("an entry").path()) {
         let name = entry.file_name().and_then(|name| name.to_str()).expect("a name");
         if !["repository", "master.key", "port", "client.json"].contains(&name) {
-            let removed = if entry.is_dir() {
-                std::fs::remove_dir_all(&entry)
-            } else {
-                std::fs::remove_file(&entry)
-            };
+            let removed =
+                if entry.is_dir() { std::fs::remove_dir_all(&entry) } else { std::fs::remove_file(&entry) };
             removed.expect("lose it");
         }
     }
