@@ -40,6 +40,10 @@ pub enum PushError {
     Misnamed { name: String },
     #[error("segment `{0}` is already archived with other content")]
     Differs(String),
+    #[error(
+        "segment `{name}` begins within a record, and segment `{before}`, which has its beginning, is not archived"
+    )]
+    OutOfOrder { name: String, before: String },
     #[error("segment `{0}` put together again is not what it was")]
     NotProven(String),
     #[error("segment `{name}` cannot be read")]
@@ -60,6 +64,9 @@ impl PushError {
             Self::NotASegment { .. } | Self::Misnamed { .. } => Some("is the disk below pg_wal damaged?"),
             Self::OtherCluster { .. } => Some("each cluster needs a repository of its own"),
             Self::Differs(_) => Some("two clusters may be archiving to one repository"),
+            Self::OutOfOrder { .. } => Some(
+                "it is archived once the segment before it is; if that one is lost for good, begin a new repository",
+            ),
             Self::NotProven(_) => Some("please report it; PostgreSQL keeps the segment until it is archived"),
             Self::Version { .. } => Some("this program reads WAL of PostgreSQL 15 to 18"),
             Self::Split { .. } => Some("please report it; PostgreSQL keeps the segment until it is archived"),
@@ -98,14 +105,19 @@ impl Kind {
 impl Repository {
     /// Stores a WAL segment or a timeline's history.
     pub async fn push(&self, path: &Path) -> Result<Pushed, PushError> {
+        self.push_beside(path, path.parent()).await
+    }
+
+    /// The same. In the directory `beside` the segments before it may lie, should they not be archived yet.
+    pub(crate) async fn push_beside(&self, path: &Path, beside: Option<&Path>) -> Result<Pushed, PushError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind =
             Kind::of(&name, self.cluster.segment_bytes).ok_or_else(|| PushError::Name(name.clone()))?;
         let read = path.to_owned();
         let content = blocking(move || std::fs::read(&read).map_err(file_error("read", &read))).await?;
         match kind {
-            Kind::Segment(segment) => self.push_segment(&name, segment, content, false).await,
-            Kind::Partial(segment) => self.push_segment(&name, segment, content, true).await,
+            Kind::Segment(segment) => self.push_segment(&name, segment, content, false, beside).await,
+            Kind::Partial(segment) => self.push_segment(&name, segment, content, true, beside).await,
             Kind::History => self.push_history(&name, content.into()).await,
             Kind::BackupLabel => Ok(Pushed::Stored),
         }
@@ -127,13 +139,13 @@ impl Repository {
         }
     }
 
-    /// Stores a segment's content, which the caller has whole.
-    pub async fn push_segment(
+    async fn push_segment(
         &self,
         name: &str,
         segment: Segment,
         content: Vec<u8>,
         partial: bool,
+        beside: Option<&Path>,
     ) -> Result<Pushed, PushError> {
         let geometry = self.check(name, segment, &content)?;
         let mut object = segment_name(segment, self.cluster.segment_bytes);
@@ -145,7 +157,7 @@ impl Repository {
         let there = Opened::read_whole(self, &object).await?;
         let carry = match &there {
             Some(_) if !partial => None,
-            _ => self.carry_before(&lineage, segment.number).await?,
+            _ => self.carry_into(&lineage, segment, &content, beside).await?,
         };
         let content = match partial {
             true => alive(name, geometry, range, content, carry.clone()).await?,
@@ -180,16 +192,44 @@ impl Repository {
         Ok(there)
     }
 
-    /// What the segment before one says of a record that goes on in it.
-    pub(crate) async fn carry_before(
+    /// What the segment before one knows of a record that goes on in it: whose the record is.
+    ///
+    /// Without it the rest of a tenant's record would go to what all share. So a segment that begins within a record waits
+    /// for the one before it, unless that lies beside it; only the very first of an archive may begin so.
+    pub(crate) async fn carry_into(
         &self,
         lineage: &Lineage,
-        number: u64,
-    ) -> Result<Option<Carry>, RepositoryError> {
-        let Some(number) = number.checked_sub(1) else { return Ok(None) };
-        let timeline = lineage.of_segment(number, self.cluster.segment_bytes);
-        let name = segment_name(Segment { timeline, number }, self.cluster.segment_bytes);
-        Ok(Opened::read(self, &name).await?.and_then(|before| before.header.carry))
+        segment: Segment,
+        content: &[u8],
+        beside: Option<&Path>,
+    ) -> Result<Option<Carry>, PushError> {
+        let bytes = self.cluster.segment_bytes;
+        let Some(number) = segment.number.checked_sub(1) else { return Ok(None) };
+        let before = Segment { timeline: lineage.of_segment(number, bytes), number };
+        if let Some(before) = Opened::read(self, &segment_name(before, bytes)).await? {
+            return Ok(before.header.carry);
+        }
+        if !begins_within_a_record(content) {
+            return Ok(None);
+        }
+        let name = before.file_name(bytes);
+        if let Some(path) = beside.map(|beside| beside.join(&name)).filter(|path| path.is_file()) {
+            let content = blocking(move || std::fs::read(&path).map_err(file_error("read", &path))).await?;
+            // Recycled under its name, or not written yet, it is of no use.
+            if let Ok(geometry) = self.check(&name, before, &content) {
+                // A record may be longer than a segment.
+                let carry = Box::pin(self.carry_into(lineage, before, &content, beside)).await?;
+                let range = Range::of_segment(before, geometry.segment_bytes);
+                let split =
+                    blocking(move || wal::split(&geometry, &range, &content, carry.as_ref(), Tail::Kept))
+                        .await;
+                return Ok(split.map_err(|source| PushError::Split { name, source })?.carry);
+            }
+        }
+        match self.archived_up_to(segment.timeline).await? {
+            None => Ok(None),
+            Some(_) => Err(PushError::OutOfOrder { name: segment.file_name(bytes), before: name }),
+        }
     }
 
     /// Splits a range, seals its streams, and proves that the result gives the range back.
@@ -305,6 +345,12 @@ impl Repository {
         })
         .await
     }
+}
+
+/// Whether the first page goes on with a record of the page before it: `XLP_FIRST_IS_CONTRECORD` of `xlp_info`. Source:
+/// PostgreSQL `src/include/access/xlog_internal.h`.
+fn begins_within_a_record(content: &[u8]) -> bool {
+    content.get(2).is_some_and(|flags| flags & 1 != 0)
 }
 
 /// `xlp_pageaddr` of the first page. Source: PostgreSQL `src/include/access/xlog_internal.h`.

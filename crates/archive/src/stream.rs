@@ -115,7 +115,8 @@ impl Archiver {
 
     async fn store_complete(&mut self, name: &str) -> Result<(), PushError> {
         let path = self.directory.join(name);
-        self.repository.push(&path).await?;
+        let wal = self.cluster.directory.join("pg_wal");
+        self.repository.push_beside(&path, Some(&wal)).await?;
         blocking(move || std::fs::remove_file(&path).map_err(file_error("remove", &path))).await?;
         let bytes = self.repository.cluster.segment_bytes;
         let Some(segment) = Segment::from_file_name(name, bytes) else { return Ok(()) };
@@ -131,17 +132,19 @@ impl Archiver {
     async fn store_piece(&mut self, path: &Path, name: &str) -> Result<(), PushError> {
         let bytes = self.repository.cluster.segment_bytes;
         let Some(segment) = Segment::from_file_name(name, bytes) else { return Ok(()) };
+        let whole_path = path.to_owned();
+        let read =
+            blocking(move || std::fs::read(&whole_path).map_err(file_error("read", &whole_path))).await?;
+        // The first record may not have come yet.
+        let Ok(geometry) = self.repository.check(name, segment, &read) else { return Ok(()) };
         let growing = match self.growing.take().filter(|growing| growing.segment == segment) {
             Some(growing) => growing,
-            None => self.begin(segment).await?,
+            None => self.begin(segment, &read).await?,
         };
         let growing = self.growing.insert(growing);
         let (from, start) = (growing.stored, Lsn(segment.number * bytes));
         let lineage = self.repository.lineage(segment.timeline).await?;
-        let (path, carry, whole) = (path.to_owned(), growing.carry.clone(), segment.end(bytes));
-        let read = blocking(move || std::fs::read(&path).map_err(file_error("read", &path))).await?;
-        // The first record may not have come yet.
-        let Ok(geometry) = self.repository.check(name, segment, &read) else { return Ok(()) };
+        let (carry, whole) = (growing.carry.clone(), segment.end(bytes));
         let (name, timeline) = (name.to_owned(), segment.timeline);
         let content = blocking(move || {
             let mut content = read;
@@ -171,7 +174,7 @@ impl Archiver {
     }
 
     /// Goes on after the pieces that are there.
-    async fn begin(&self, segment: Segment) -> Result<Growing, RepositoryError> {
+    async fn begin(&self, segment: Segment, content: &[u8]) -> Result<Growing, PushError> {
         let bytes = self.repository.cluster.segment_bytes;
         let start = Lsn(segment.number * bytes);
         let lineage = self.repository.lineage(segment.timeline).await?;
@@ -183,10 +186,11 @@ impl Archiver {
                     return Ok(Growing { segment, stored: last.header.range.end, carry: last.header.carry });
                 }
                 // Only a part of one. What is stored in its place may be shorter, and would count for less.
-                None => self.repository.store.delete(last).await?,
+                None => self.repository.store.delete(last).await.map_err(RepositoryError::from)?,
             }
         }
-        let carry = self.repository.carry_before(&lineage, segment.number).await?;
+        let wal = self.cluster.directory.join("pg_wal");
+        let carry = self.repository.carry_into(&lineage, segment, content, Some(&wal)).await?;
         Ok(Growing { segment, stored: start, carry })
     }
 }

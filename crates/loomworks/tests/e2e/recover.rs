@@ -23,6 +23,8 @@ async fn a_cluster_that_is_gone_comes_back_and_goes_on() {
         platform.cli(&["tenant", "create", name, "--wait"]);
     }
     platform.cli(&["snapshot", "create", "acme"]);
+    // With the tenant that will be gone.
+    platform.cli(&["backup", "run"]);
     write(&platform, "acme", "after the backup").await;
     platform.cli(&["tenant", "archive", "gone", "--reason", "test", "--yes"]);
     platform.cli(&["tenant", "destroy", "gone", "--before-retention-ends", "--yes"]);
@@ -60,7 +62,7 @@ async fn a_cluster_that_is_gone_comes_back_and_goes_on() {
     assert!(tenants.to_string().contains("globex"), "{tenants}");
     // It is archived, backed up and restored as before, on its new timeline.
     platform.wait_for("a backup of the new timeline", |platform| {
-        platform.cli(&["backup", "list"]).as_array().is_some_and(|backups| backups.len() > 1)
+        platform.cli(&["backup", "list"]).as_array().is_some_and(|backups| backups.len() > 2)
     });
     let snapshot = platform.cli(&["snapshot", "create", "acme"])[0]["id"].clone();
     write(&platform, "acme", "spoilt").await;
