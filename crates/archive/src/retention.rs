@@ -1,6 +1,6 @@
 //! What may be removed from the repository, and removing it.
 //!
-//! First [`Repository::inventory`] says what is there, then [`plan`] decides, without looking at anything else, and its
+//! First [`Repository::inventory`] says what is there, then [`fn@plan`] decides, without looking at anything else, and its
 //! plan can be shown; then [`Repository::expire`] carries it out. Manifests go before what they name, so whatever is
 //! left when it is cut off is whole; the next plan finds the rest.
 //!

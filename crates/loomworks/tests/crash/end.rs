@@ -29,7 +29,9 @@ impl Inventory {
         for table in
             strings(&mut mgmt, tables).await.iter().filter(|table| !LEFT_OUT.contains(&table.as_str()))
         {
-            for row in strings(&mut mgmt, &format!("SELECT to_jsonb(t)::text FROM {table} t")).await {
+            // Each copy that was begun anew is noted, so that what is archived of it goes with the tenant.
+            let but = if table == "tenant_databases" { "WHERE role <> 'dropped'" } else { "" };
+            for row in strings(&mut mgmt, &format!("SELECT to_jsonb(t)::text FROM {table} t {but}")).await {
                 inventory.add(&format!("row of {table}"), &row);
             }
         }
