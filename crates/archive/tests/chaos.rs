@@ -28,7 +28,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-const RUNS: u32 = 15;
+const RUNS: u32 = 6;
 
 const DATABASES: [&str; 2] = ["one", "two"];
 

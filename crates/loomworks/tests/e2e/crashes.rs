@@ -131,102 +131,6 @@ async fn making_a_tenant_of_a_waiting_database_survives_a_crash_at_every_step() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn filling_the_pool_survives_a_crash_at_every_step() {
-    let mut platform = Platform::start(&App::Pooled);
-    platform.cli(&["tenant", "create", "acme", "--wait"]);
-    for (place, when) in
-        [(0, "before-save"), (0, "after-save"), (1, "before-save"), (1, "after-save"), (2, "before-save")]
-    {
-        wait_for_pool(&mut platform).await;
-        platform.stop();
-        platform.serve(Some(&format!("fill_pool/{place}/{when}")));
-        let name = format!("t{place}-{}", &when[..5]);
-        // The one that waits is taken, so another is made: which ends the program, perhaps while it is asked.
-        platform.try_cli(&["tenant", "create", &name]);
-        platform.wait_for_death();
-        platform.serve(None);
-        wait_for_pool(&mut platform).await;
-        assert_eq!(items(&platform, &name).await, (1001, 1000));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn building_a_template_survives_a_crash_at_every_step_and_old_ones_go() {
-    let mut platform = Platform::start(&App::OneTable);
-    platform.cli(&["tenant", "create", "acme", "--wait"]);
-    let places = (0..4).flat_map(|place| [(place, "before-save"), (place, "after-save")]);
-    for (place, when) in places.filter(|place| *place != (3, "after-save")) {
-        platform.stop();
-        let name = format!("t{place}-{}", &when[..5]);
-        let sql = format!(
-            "-- {name}
-             CREATE TABLE items (id int PRIMARY KEY, value text NOT NULL);
-             INSERT INTO items SELECT n, 'as made' FROM generate_series(1, 1000) n;"
-        );
-        platform.write_profile("init.sql", &sql);
-        platform.serve(Some(&format!("build_template/{place}/{when}")));
-        platform.wait_for_death();
-        platform.serve(None);
-        platform.cli(&["tenant", "create", &name, "--wait"]);
-        assert_eq!(items(&platform, &name).await, (1000, 1000));
-    }
-    for _ in 0..1200 {
-        if databases(&platform, "lw_template_").await == 1 {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    panic!("old templates are left");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn changing_a_password_survives_a_crash_at_every_step() {
-    let mut platform = Platform::start(&App::OneTable);
-    platform.cli(&["tenant", "create", "acme", "--wait"]);
-    let before = platform.app_credentials("acme");
-    let start = async |platform: &Platform, _: &str| {
-        text(&platform.cli(&["tenant", "rotate-credentials", "acme", "--no-wait"])["job"])
-    };
-    let check = async |platform: &Platform, _: &str| {
-        assert_eq!(items(platform, "acme").await, (1000, 1000), "the app has its password");
-        let [host, port, user, password] = platform.app_credentials("acme");
-        assert_ne!([&host, &port, &user, &password], [&before[0], &before[1], &before[2], &before[3]]);
-        let audit = platform.cli(&["audit", "list", "--action", "credentials", "--limit", "1000"]);
-        let count = |action: &str| {
-            audit["items"].as_array().expect("rows").iter().filter(|row| row["action"] == action).count()
-        };
-        let (asked, done) = (count("credentials.rotation_requested"), count("credentials.rotated"));
-        assert_eq!(asked, done, "each was done exactly once");
-    };
-    let places = survives_every_crash(&mut platform, "rotate_credentials", start, check).await;
-    assert_eq!(places, 7, "every step was cut");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn changing_the_master_key_survives_a_crash_at_every_step() {
-    let mut platform = Platform::start(&App::OneTable);
-    platform.cli(&["tenant", "create", "acme", "--wait"]);
-    let start = async |platform: &Platform, _: &str| {
-        let rotate = ["master-key", "rotate", "--forget-former", "--yes", "--no-wait"];
-        text(&platform.cli(&rotate)["job"])
-    };
-    let seen = std::cell::RefCell::new(vec![platform.cli(&["master-key", "show"])["current"].clone()]);
-    let check = async |platform: &Platform, _: &str| {
-        let keys = platform.cli(&["master-key", "show"]);
-        assert!(!seen.borrow().contains(&keys["current"]), "a new one each time: {keys}");
-        assert_eq!(keys["former"].as_array().expect("a list").len(), 0, "{keys}");
-        for column in keys["wrapped"].as_array().expect("a list") {
-            assert_eq!(column["former"], 0, "{column}");
-        }
-        seen.borrow_mut().push(keys["current"].clone());
-        // The platform was started with the new key: the app's file is written from what it opens.
-        assert_eq!(items(platform, "acme").await, (1000, 1000));
-    };
-    let places = survives_every_crash(&mut platform, "rotate_master_key", start, check).await;
-    assert_eq!(places, 4, "every step was cut");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn bringing_a_tenant_back_survives_a_crash_at_every_step() {
     let mut platform = Platform::start(&App::OneTable);
     platform.cli(&["tenant", "create", "acme", "--wait"]);
@@ -248,42 +152,6 @@ async fn bringing_a_tenant_back_survives_a_crash_at_every_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn archiving_and_taking_back_survive_a_crash_at_every_step() {
-    let mut platform = Platform::start(&App::OneTable);
-    for tenant in ["acme", "globex"] {
-        platform.cli(&["tenant", "create", tenant, "--wait"]);
-    }
-    let state = |platform: &Platform| text(&platform.cli(&["tenant", "show", "acme"])["state"]);
-    let start = async |platform: &Platform, _: &str| {
-        if state(platform) == "archived" {
-            platform.cli(&["tenant", "unarchive", "acme"]);
-        }
-        text(&platform.cli(&["tenant", "archive", "acme", "--yes", "--no-wait"])["job"])
-    };
-    let check = async |platform: &Platform, _: &str| {
-        assert_eq!(state(platform), "archived");
-        let snapshots = platform.cli(&["snapshot", "list", "acme"]);
-        assert_eq!(snapshots[0]["state"], "ready", "its last snapshot");
-        assert_eq!(items(platform, "globex").await, (1000, 1000));
-    };
-    let places = survives_every_crash(&mut platform, "archive", start, check).await;
-    assert_eq!(places, 5, "every step was cut");
-
-    let start = async |platform: &Platform, _: &str| {
-        if state(platform) != "archived" {
-            platform.cli(&["tenant", "archive", "acme", "--yes"]);
-        }
-        text(&platform.cli(&["tenant", "unarchive", "acme", "--no-wait"])["job"])
-    };
-    let check = async |platform: &Platform, _: &str| {
-        assert_eq!(state(platform), "active");
-        assert_eq!(items(platform, "acme").await, (1000, 1000));
-    };
-    let places = survives_every_crash(&mut platform, "unarchive", start, check).await;
-    assert_eq!(places, 3, "every step was cut");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn destroying_a_tenant_survives_a_crash_at_every_step() {
     let mut platform = Platform::start(&App::OneTable);
     platform.cli(&["tenant", "create", "globex", "--wait"]);
@@ -302,34 +170,6 @@ async fn destroying_a_tenant_survives_a_crash_at_every_step() {
     };
     let places = survives_every_crash(&mut platform, "destroy", start, check).await;
     assert!(places >= 9, "every step was cut, not only {places}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn making_an_export_survives_a_crash_at_every_step() {
-    let mut platform = Platform::start(&App::OneTable);
-    platform.cli(&["tenant", "create", "acme", "--wait"]);
-    let acme = text(&platform.cli(&["tenant", "show", "acme"])["id"]);
-    let place = tempfile::tempdir().expect("a directory");
-    let http = reqwest::Client::new();
-    let start = async |platform: &Platform, _: &str| {
-        let url = platform.url("/v1/tenants/acme/exports");
-        let request = http.post(url).bearer_auth(platform.operator_key());
-        let answer: serde_json::Value = request.send().await.expect("ask").json().await.expect("JSON");
-        text(&answer["job"])
-    };
-    let check = async |platform: &Platform, name: &str| {
-        let exports = platform.cli(&["tenant", "exports", "acme"]);
-        let exports = exports.as_array().expect("exports");
-        assert!(exports.iter().all(|export| export["state"] == "ready"), "{exports:#?}");
-        let (id, output) = (text(&exports[0]["id"]), place.path().join(name));
-        let output = output.to_str().expect("a path");
-        platform.cli(&["tenant", "export", "acme", "--export", &id, "--output", output]);
-        let directory = platform.data().join("exports").join(&acme);
-        let files = std::fs::read_dir(directory).expect("list it").count();
-        assert_eq!(files, exports.len(), "a sealed file for each, and nothing that can be read");
-    };
-    let places = survives_every_crash(&mut platform, "export", start, check).await;
-    assert_eq!(places, 3, "every step was cut");
 }
 
 #[tokio::test(flavor = "multi_thread")]
