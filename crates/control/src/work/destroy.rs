@@ -4,7 +4,7 @@
 //! Begin          from here on the only way is forward
 //! Quiet          what was under way ends
 //! Protect        the last snapshot there is, or one more; nothing of a tenant that was never made
-//! AwaitArchive   until it can be restored: an operator's mistake is not the end of a customer
+//! AwaitArchive   until the archive has it: up to the next step an operator may still change his mind
 //! Forget         the data key first, then every row: copies that nobody can reach are unreadable
 //! Drop           its databases, one at a time and in turn
 //! Archive        the keys of all databases it ever had: what is archived of them is unreadable from now on
