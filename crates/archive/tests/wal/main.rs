@@ -330,8 +330,13 @@ async fn recover(
     until: Until,
 ) -> (Vec<String>, Outcome, Vec<u32>) {
     let mut kept: BTreeSet<u32> = [history.oids[database]].into();
+    let mut transactions_until = Lsn(0);
     let (segments, outcome) = loop {
-        match select(history, ranges, &kept, until) {
+        match select(history, ranges, &kept, until, transactions_until) {
+            Err(SelectError::Copied(at)) => {
+                assert!(at > transactions_until, "once for each copy");
+                transactions_until = at;
+            }
             Err(SelectError::NeedsDatabase(source)) => assert!(kept.insert(source)),
             selected => break selected.expect("select"),
         }
@@ -376,8 +381,10 @@ fn select(
     ranges: &Ranges,
     kept: &BTreeSet<u32>,
     until: Until,
+    transactions_until: Lsn,
 ) -> Result<(Vec<loomworks_archive::wal::SparseSegment>, Outcome), SelectError> {
     let mut selection = Selection::new(history.geometry, history.from, kept, history.next_xid, until);
+    selection.keep_transactions_until(transactions_until);
     let mut segments = Vec::new();
     for (range, split) in ranges.iter().filter(|(range, _)| range.end > history.from) {
         let streams: Vec<&[u8]> =
@@ -458,7 +465,8 @@ async fn everything_holds(installation: &Installation, made: &Made<'_>) {
             assert_eq!(kept.len(), if database == "copied" { 2 } else { 1 });
         }
     }
-    let (_, outcome) = select(&history, &ranges, &BTreeSet::new(), Until::End).expect("select nothing");
+    let (_, outcome) =
+        select(&history, &ranges, &BTreeSet::new(), Until::End, Lsn(0)).expect("select nothing");
     assert!(outcome.end > history.points[history.points.len() - 1].lsn);
     assert!(Path::new(&history.tablespace).exists());
 }
