@@ -38,6 +38,12 @@ pub const EVENTS: &[(&str, &str)] = &[
     ("api_key.expires_soon", "an API key that nobody has rotated expires within seven days"),
     ("credentials.rotated", "the tenant's database password is another one"),
     ("fleet_migration.ended", "a migration of many tenants' databases has ended, stopped or failed"),
+    ("backup.damaged_pages", "a backup was taken of a cluster that has damaged pages; for operators"),
+    ("backup.damaged", "a backup that was read back cannot be restored whole; for operators"),
+    (
+        "restore_drill.failed",
+        "tenants that were restored on the side to try it did not come back; for operators",
+    ),
     ("job.failed", "a job failed for good"),
     ("webhook.disabled", "a webhook could not be reached for five days and gets nothing any more"),
     (TEST_EVENT, "somebody asked for a test of a webhook; sent to that one only"),

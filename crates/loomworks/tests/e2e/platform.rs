@@ -147,14 +147,6 @@ impl Platform {
         std::fs::set_permissions(path, readable).expect("open it");
     }
 
-    /// Waits until the program has died as it was asked to.
-    pub(crate) fn wait_for_death(&mut self) {
-        self.wait_for("a crash", |platform| {
-            platform.serve.as_mut().is_none_or(|child| child.try_wait().expect("look at it").is_some())
-        });
-        self.serve = None;
-    }
-
     pub(crate) fn data(&self) -> PathBuf {
         self.root.join("data")
     }

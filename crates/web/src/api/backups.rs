@@ -71,7 +71,7 @@ async fn run(
 }
 
 /// Read a backup back, and prove that it can be restored. The job's result says what was found.
-#[utoipa::path(post, path = "/v1/backups/{label}/verify", tag = "backups", params(("label" = String, Path)), responses(
+#[utoipa::path(post, path = "/v1/backups/{label}/verify", tag = "backups", params(("label" = String, Path, description = "The backup's label.")), responses(
     (status = 202, description = "It is being read.", body = Accepted),
     (status = 404, description = "There is no such backup.", body = ProblemDetails),
 ))]

@@ -16,7 +16,21 @@ fn select(
     next_xid: u64,
     until: Until,
 ) -> Result<(Vec<SparseSegment>, Outcome), SelectError> {
+    select_with(forge, ranges, from, kept, next_xid, until, 0)
+}
+
+/// The same with the ends of all transactions before a position.
+fn select_with(
+    forge: &Forge,
+    ranges: &Ranges,
+    from: u64,
+    kept: &BTreeSet<u32>,
+    next_xid: u64,
+    until: Until,
+    transactions_until: u64,
+) -> Result<(Vec<SparseSegment>, Outcome), SelectError> {
     let mut selection = Selection::new(forge.geometry, Lsn(from), kept, next_xid, until);
+    selection.keep_transactions_until(Lsn(transactions_until));
     let mut segments = Vec::new();
     for (range, split) in ranges {
         let streams: Vec<&[u8]> =
@@ -53,6 +67,7 @@ fn expected(
     kept: &BTreeSet<u32>,
     next_xid: u32,
     until: Until,
+    transactions_until: u64,
 ) -> (Vec<Forged>, Option<u64>) {
     let mut seen = HashSet::new();
     let mut records = Vec::new();
@@ -65,7 +80,7 @@ fn expected(
         let word = |at: usize| u32::from_le_bytes(record.body[at..at + 4].try_into().unwrap());
         let keep = match (record.rmid, record.info) {
             (0, _) => false,
-            (1, _) => seen.remove(&record.xid) || record.xid < next_xid,
+            (1, _) => seen.remove(&record.xid) || record.xid < next_xid || record.at < transactions_until,
             (4, _) => kept.contains(&word(2)),
             // After the main data's header, short or long.
             (21, _) => kept.contains(&word(if record.body[0] == 255 { 2 } else { 5 })),
@@ -118,17 +133,22 @@ proptest! {
             1 => Until::Before(Lsn(forge.start + (fraction * forge.bytes.len() as f64) as u64)),
             _ => Until::Time(time),
         };
-        let made = |kept: &BTreeSet<u32>| select(&forge, &ranges, from, kept, u64::from(next_xid), until);
-        let selected = match made(&kept) {
-            // The source of the copies that `act` makes.
-            Err(SelectError::NeedsDatabase(1)) => {
-                kept.insert(1);
-                made(&kept)
+        let mut transactions_until = 0;
+        let selected = loop {
+            let made =
+                select_with(&forge, &ranges, from, &kept, u64::from(next_xid), until, transactions_until);
+            match made {
+                // The source of the copies that `act` makes.
+                Err(SelectError::NeedsDatabase(1)) => prop_assert!(kept.insert(1)),
+                Err(SelectError::Copied(at)) => {
+                    prop_assert!(at.0 > transactions_until, "once for each copy");
+                    transactions_until = at.0;
+                }
+                selected => break selected,
             }
-            selected => selected,
         };
         let (segments, outcome) = selected.unwrap();
-        let (wanted, stop) = expected(&forge, from, &kept, next_xid, until);
+        let (wanted, stop) = expected(&forge, from, &kept, next_xid, until, transactions_until);
         let (start, bytes) = joined(&segments);
         let (found, end) = read(&forge.geometry, start, &bytes, from);
         let kept_ones: Vec<Forged> =
