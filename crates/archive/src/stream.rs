@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use loomworks_core::durable;
 use loomworks_core::lsn::{Lsn, Segment};
 use loomworks_postgres::Cluster;
 use loomworks_postgres::receive::{self, Received};
@@ -207,9 +206,4 @@ async fn said(child: &mut Child) -> String {
         drop(stderr.read_to_string(&mut text).await);
     }
     text.trim().to_owned()
-}
-
-/// Makes the directory that is received into.
-pub fn directory(path: &Path) -> std::io::Result<()> {
-    durable::create_dir_all(path)
 }

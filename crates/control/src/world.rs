@@ -19,7 +19,6 @@ use crate::operations::LogConnections;
 use crate::operators::logins::LogIn;
 use crate::profile::Profile;
 use crate::webhooks::Sender;
-use crate::work::restore::shell_word;
 
 /// The platform: its database, the cluster it runs, its repository. Cheap to clone.
 #[derive(Clone)]
@@ -51,10 +50,6 @@ pub struct Parts {
     pub exports_directory: PathBuf,
     /// How long things of tenants are kept.
     pub policy: Policy,
-    /// This program, for `restore_command`.
-    pub program: PathBuf,
-    /// How that is told where the repository and its keys are, for a shell.
-    pub repository_arguments: String,
     /// The name under which this process claims jobs. One process at a time has it.
     pub node: String,
     /// The kinds of jobs that it knows.
@@ -81,16 +76,10 @@ impl Parts {
         master_key: MasterKey,
         directory: &Path,
     ) -> Result<Self, Error> {
-        let repository_arguments = format!(
-            "--repository {} --master-key-file {}",
-            shell_word(&repository.location().to_string()),
-            shell_word(&master_key.file().unwrap_or(Path::new("")).to_string_lossy()),
-        );
         Ok(Self {
             db,
             cluster,
             repository,
-            repository_arguments,
             profiles: BTreeMap::new(),
             pool: 0,
             credential_policy: CredentialPolicy::default(),
@@ -104,7 +93,6 @@ impl Parts {
             apps_directory: directory.join("apps"),
             exports_directory: directory.join("exports"),
             policy: Policy::default(),
-            program: directory.join("bin/loomworks"),
             node: "node".to_owned(),
             kinds: crate::work::kinds(),
             signals: Signals::default(),

@@ -96,6 +96,12 @@ impl Recovering<'_> {
     }
 }
 
+/// A word of the shell that PostgreSQL runs its commands with. A `%` would be taken for one of PostgreSQL's own.
+#[must_use]
+pub fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%"))
+}
+
 /// How a whole cluster recovers, for the end of `postgresql.auto.conf`. It means nothing once it has.
 #[must_use]
 pub fn recovery(timeline: u32, restore_command: &str) -> String {
@@ -140,6 +146,11 @@ pub fn user_name_map(accounts: &[String], roles: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_stays_one_word_of_the_shell() {
+        assert_eq!(shell_word("/a b/it's 100%"), r"'/a b/it'\''s 100%%'");
+    }
 
     #[test]
     fn values_cannot_leave_their_quotes() {

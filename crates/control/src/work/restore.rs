@@ -422,18 +422,3 @@ impl Side {
         Ok(remove_directory(&self.root).await?)
     }
 }
-
-/// A word of the shell that PostgreSQL runs its commands with. A `%` would be taken for one of PostgreSQL's own.
-pub fn shell_word(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_stays_one_word_of_the_shell() {
-        assert_eq!(shell_word("/a b/it's 100%"), r"'/a b/it'\''s 100%%'");
-    }
-}

@@ -7,9 +7,9 @@ use loomworks_archive::backup::Progress;
 use loomworks_archive::recover::{CannotRecover, ClusterPlan};
 use loomworks_archive::restore::Target;
 use loomworks_control::db::{API_ROLE, PLATFORM_ROLE};
-use loomworks_control::work::restore::shell_word;
 use loomworks_core::{durable, time};
 use loomworks_postgres::cluster::remove_directory;
+use loomworks_postgres::config::shell_word;
 use loomworks_postgres::{Cluster, Installation};
 use loomworks_undo::UNDO_ROLE;
 

@@ -15,11 +15,11 @@ use loomworks_control::oidc::{self, Oidc};
 use loomworks_control::operators::logins::LogIn;
 use loomworks_control::profile::Profile;
 use loomworks_control::webhooks::Sender;
-use loomworks_control::work::restore::shell_word;
 use loomworks_control::world::{Parts, Policy, World};
 use loomworks_core::SecretString;
 use loomworks_core::ids::JobId;
 use loomworks_postgres::cluster::SOCKET_DIRECTORY_BYTES_MAX;
+use loomworks_postgres::config::shell_word;
 use loomworks_postgres::{Cluster, Installation, backup, config};
 use loomworks_undo::UNDO_ROLE;
 use tracing::info;
@@ -51,9 +51,8 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
         cluster.installation = cluster.installation.with_environment(MASTER_KEY, key.clone());
     }
     let program = data.path("bin/loomworks");
-    let repository_arguments = repository_settings.arguments();
     let archive_command =
-        format!("{} wal push {repository_arguments} %p", shell_word(&program.to_string_lossy()));
+        format!("{} wal push {} %p", shell_word(&program.to_string_lossy()), repository_settings.arguments());
     start_cluster(&mut cluster, data, &archive_command).await?;
 
     let slots = jobs::Slots {
@@ -84,8 +83,6 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
             grace_days: settings.grace_days,
             recovery_days: settings.recovery_days,
         },
-        program,
-        repository_arguments,
         node: node.trim().to_owned(),
         accelerator: accelerator(settings)?,
         slots,

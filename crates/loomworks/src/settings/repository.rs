@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use loomworks_control::master_key::transit;
-use loomworks_control::work::restore::shell_word;
 use loomworks_core::SecretString;
+use loomworks_postgres::config::shell_word;
 
 use crate::output::Failure;
 

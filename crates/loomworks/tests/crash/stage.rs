@@ -136,7 +136,6 @@ impl Stage {
         World::new(Parts {
             node: node.to_owned(),
             profiles: self.profiles(),
-            program: root.join("loomworks"),
             credential_policy: CredentialPolicy { overlap: Duration::ZERO, ..CredentialPolicy::default() },
             webhooks: Sender::new(true).expect("a sender"),
             signals: self.signals.clone(),
