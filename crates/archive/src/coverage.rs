@@ -3,9 +3,11 @@
 //! What was seen once is remembered, so that asking often costs one listing of what came since. A name that was seen
 //! may have been removed since by retention: who reads it finds out.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use loomworks_core::lsn::{Lsn, Segment};
 
 use crate::lineage::Lineage;
@@ -20,6 +22,8 @@ struct Known {
     segments: BTreeSet<u64>,
     /// Of segments that are not complete: which positions are there, from, to.
     pieces: BTreeMap<u64, BTreeMap<Lsn, Lsn>>,
+    /// When the newest of its objects was stored.
+    newest_at: Option<Timestamp>,
 }
 
 /// The name below which a segment's pieces are kept until it is complete.
@@ -96,6 +100,7 @@ impl Repository {
         let listed = self.store.list_after(&format!("wal/{timeline:08X}"), after.as_deref()).await?;
         for entry in &listed {
             known.note(&entry.name, bytes);
+            known.newest_at = known.newest_at.max(Some(entry.modified_at));
         }
         self.coverage.lock().insert(timeline, known.clone());
         Ok(known)
@@ -103,42 +108,31 @@ impl Repository {
 
     /// Whether all WAL from `from` up to the byte before `to` is here, read on `timeline` and those it came from.
     pub async fn has(&self, timeline: u32, from: Lsn, to: Lsn) -> Result<bool, RepositoryError> {
-        let bytes = self.cluster.segment_bytes;
         let lineage = self.lineage(timeline).await?;
-        let (first, last) = (from.0 / bytes, Segment::before(timeline, to, bytes).number);
-        let mut known: HashMap<u32, Known> = HashMap::new();
-        for number in first..=last {
-            let on = lineage.of_segment(number, bytes);
-            if let std::collections::hash_map::Entry::Vacant(vacant) = known.entry(on) {
-                vacant.insert(self.known(on).await?);
-            }
-            let wanted = Lsn(((number + 1) * bytes).min(to.0));
-            if known[&on].reach(number, bytes) < wanted {
-                return Ok(false);
-            }
+        match self.objects(&lineage, from, Some(to)).await {
+            Ok(_) => Ok(true),
+            Err(RepositoryError::Gone { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
-        Ok(true)
-    }
-
-    /// When the newest WAL of a timeline was stored.
-    pub async fn newest_wal_at(&self, timeline: u32) -> Result<Option<jiff::Timestamp>, RepositoryError> {
-        let known = self.known(timeline).await?;
-        // The object before it, so that it is in the listing itself.
-        let before = known.segments.iter().next_back().and_then(|newest| newest.checked_sub(1));
-        let after =
-            before.map(|number| segment_name(Segment { timeline, number }, self.cluster.segment_bytes));
-        let listed = self.store.list_after(&format!("wal/{timeline:08X}"), after.as_deref()).await?;
-        Ok(listed.into_iter().map(|entry| entry.modified_at).max())
     }
 
     /// How far the archive of a timeline has come: the end of its newest WAL. Whether all before it is there says
     /// [`Self::has`].
     pub async fn archived_up_to(&self, timeline: u32) -> Result<Option<Lsn>, RepositoryError> {
+        Ok(self.newest_wal(timeline).await?.0)
+    }
+
+    /// The same, and when its newest WAL was stored.
+    pub async fn newest_wal(
+        &self,
+        timeline: u32,
+    ) -> Result<(Option<Lsn>, Option<Timestamp>), RepositoryError> {
         let bytes = self.cluster.segment_bytes;
         let known = self.known(timeline).await?;
         let newest = known.segments.last().copied().into_iter().chain(known.pieces.keys().copied()).max();
         let reach = newest.map(|number| known.reach(number, bytes));
-        Ok(reach.filter(|reach| !known.segments.is_empty() || reach.0 % bytes != 0))
+        let reach = reach.filter(|reach| !known.segments.is_empty() || reach.0 % bytes != 0);
+        Ok((reach, known.newest_at))
     }
 
     /// The objects that hold the WAL from the segment of `from` up to `to`, in order. `None`: up to where it goes.
@@ -154,22 +148,23 @@ impl Repository {
         let mut known: HashMap<u32, Known> = HashMap::new();
         while to.is_none_or(|to| number * bytes < to.0) {
             let timeline = lineage.of_segment(number, bytes);
-            if let std::collections::hash_map::Entry::Vacant(vacant) = known.entry(timeline) {
+            if let Entry::Vacant(vacant) = known.entry(timeline) {
                 vacant.insert(self.known(timeline).await?);
             }
             let (known, segment) = (&known[&timeline], Segment { timeline, number });
+            let end = Lsn((number + 1) * bytes);
             if known.segments.contains(&number) {
                 names.push(segment_name(segment, bytes));
             } else {
                 let chain = known.chain(number, bytes);
-                let reach = chain.last().map_or(Lsn(number * bytes), |&(_, end)| end);
                 names.extend(chain.iter().map(|&(from, to)| piece_name(segment, bytes, from, to)));
-                return match to {
-                    Some(to) if reach < to => {
-                        Err(RepositoryError::Gone { name: segment_name(segment, bytes) })
-                    }
-                    _ => Ok(names),
-                };
+            }
+            let reach = known.reach(number, bytes);
+            if to.is_some_and(|to| reach < to.min(end)) {
+                return Err(RepositoryError::Gone { name: segment_name(segment, bytes) });
+            }
+            if reach < end {
+                break;
             }
             number += 1;
         }
@@ -254,8 +249,16 @@ mod tests {
         );
         let missing = repository.objects(&lineage, at(1), Some(Lsn(at(2).0 + 300))).await;
         assert!(matches!(missing, Err(RepositoryError::Gone { .. })));
+        // All of it is there in pieces, and the segment after it: what is said to be there can be read.
+        put(&repository, piece(200, BYTES)).await;
+        assert_eq!(repository.archived_up_to(1).await.unwrap(), Some(at(3)), "complete in pieces");
+        put(&repository, segment_name(Segment { timeline: 1, number: 3 }, BYTES)).await;
+        assert!(repository.has(1, at(1), at(4)).await.unwrap());
+        assert_eq!(repository.objects(&lineage, at(1), None).await.unwrap().len(), 5);
+        assert_eq!(repository.archived_up_to(1).await.unwrap(), Some(at(4)));
         put(&repository, segment_name(segment, BYTES)).await;
-        assert_eq!(repository.archived_up_to(1).await.unwrap(), Some(at(3)), "complete now");
+        assert_eq!(repository.objects(&lineage, at(1), None).await.unwrap().len(), 3, "complete now");
+        assert_eq!(repository.archived_up_to(1).await.unwrap(), Some(at(4)), "as far as before");
     }
 
     #[tokio::test]

@@ -86,8 +86,7 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
         sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut admin).await?;
     drop(admin);
     let written: Lsn = written.parse().map_err(|error| Error::Internal(format!("{error}")))?;
-    let archived = world.repository.archived_up_to(timeline).await?;
-    let newest = world.repository.newest_wal_at(timeline).await?;
+    let (archived, newest) = world.repository.newest_wal(timeline).await?;
     let slot = receive::slot(&world.cluster, stream::SLOT).await?;
     let backups = world.repository.backups().await?;
     let now = time::now();

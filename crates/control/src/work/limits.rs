@@ -179,6 +179,8 @@ impl Work for MeasureUsage {
             if slice.is_empty() {
                 break;
             }
+            // What falls due meanwhile has its turn with the next job: this one ends, and counts what it found.
+            let is_last = i64::try_from(slice.len()).is_ok_and(|found| found < SLICE);
             count += slice.len();
             let oids: Vec<i64> = slice.iter().map(|tenant| tenant.oid).collect();
             let sizes: std::collections::HashMap<i64, i64> =
@@ -205,6 +207,9 @@ impl Work for MeasureUsage {
                 let writes = *writes.get(&tenant.oid)?;
                 (tenant.writes != Some(writes)).then_some((tenant, writes))
             }));
+            if is_last {
+                break;
+            }
         }
         // Only afterwards: what is asked in the databases themselves is not to keep the storage waiting.
         for (tenant, writes) in &written {
