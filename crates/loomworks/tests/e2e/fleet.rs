@@ -318,15 +318,28 @@ async fn no_wave_begins_while_the_archive_does_not_have_the_snapshots_so_far() {
     let mut platform = platform(&["t-a", "t-b", "t-c"]);
     // The first one needs a base backup, which needs the archive.
     platform.cli(&["snapshot", "create", "t-a"]);
-    let archive = async |platform: &Platform, command: &str| {
+    let archive = async |platform: &Platform, works: bool| {
+        let command = if works { "RESET archive_command" } else { "SET archive_command = 'false'" };
         platform.as_superuser("postgres", &format!("ALTER SYSTEM {command}")).await;
+        // What is streamed comes over a connection of its own kind, which is not let in any more.
+        let file = platform.as_superuser("postgres", "SHOW hba_file").await;
+        let rules = std::fs::read_to_string(&file).expect("read who may connect");
+        let (from, to) = match works {
+            true => ("# replication", "local  replication"),
+            false => ("local  replication", "# replication"),
+        };
+        assert!(rules.contains(from), "{rules}");
+        std::fs::write(&file, rules.replace(from, to)).expect("write who may connect");
         platform.as_superuser("postgres", "SELECT pg_reload_conf()").await;
     };
-    archive(&platform, "SET archive_command = 'false'").await;
-    // The archiver hears of it some time.
+    archive(&platform, false).await;
+    // The archiver hears of it some time, and so does who is connected.
     let failed = "SELECT failed_count FROM pg_stat_archiver";
+    let streaming = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication";
+    let mut quiet = 0;
     for _ in 0..1800 {
-        if platform.sql(failed).await != "0" {
+        quiet = if platform.as_superuser("postgres", streaming).await == "0" { quiet + 1 } else { 0 };
+        if platform.sql(failed).await != "0" && quiet > 20 {
             break;
         }
         let switch = "SELECT pg_create_restore_point('test'), pg_switch_wal()";
@@ -334,6 +347,7 @@ async fn no_wave_begins_while_the_archive_does_not_have_the_snapshots_so_far() {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     assert_ne!(platform.sql(failed).await, "0", "the archive does not work");
+    assert!(quiet > 20, "nothing is streamed");
     let (migration, job) = begin(&platform, ADD_A_ROW, &["--all"]);
     platform.wait_for("the wait for the archive", |platform| {
         let words = platform.job(&job).unwrap_or_default()["progress"].clone();
@@ -350,7 +364,7 @@ async fn no_wave_begins_while_the_archive_does_not_have_the_snapshots_so_far() {
         let words = platform.job(job).unwrap_or_default()["progress"].clone();
         words == "waiting for the archive to have the snapshots so far"
     });
-    archive(&platform, "RESET archive_command").await;
+    archive(&platform, true).await;
     assert_eq!(states(&platform.cli(&["fleet", "follow", &migration])), ["applied"; 3]);
     platform.wait_for("the last snapshots", |platform| {
         ["t-a", "t-b", "t-c"].iter().all(|tenant| {

@@ -367,12 +367,13 @@ impl Platform {
     }
 
     /// What a superuser does, who is only let in on the socket, as the server's own user.
-    pub(crate) async fn as_superuser(&self, database: &str, sql: &str) {
+    pub(crate) async fn as_superuser(&self, database: &str, sql: &str) -> String {
         let port = std::fs::read_to_string(self.data().join("port")).expect("the port");
         let run = self.data().join("run").to_string_lossy().into_owned();
-        let arguments = ["-X", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", &run, "-p", port.trim()];
+        let arguments = ["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", &run, "-p", port.trim()];
         let arguments = arguments.into_iter().chain(["-d", database, "-c", sql]).map(str::to_owned);
-        loomworks_testkit::installation().await.run("psql", arguments).await.expect("run psql");
+        let output = loomworks_testkit::installation().await.run("psql", arguments).await.expect("run psql");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
     /// What a statement on the management database prints, run as the platform's own role.
