@@ -108,6 +108,9 @@ impl Error {
             Self::LoginRefused { hint } => Some((*hint).into()),
             Self::Throttled { seconds } => Some(format!("try again in {seconds} s")),
             Self::CannotRestore(error) => Some(error.hint()),
+            Self::Cluster(ClusterError::Damaged { .. }) => {
+                Some("restore to an earlier moment, and look at the live database with `pg_amcheck`".into())
+            }
             Self::Repository(error) => error.hint().map(str::to_owned),
             Self::Backup(error) => error.hint().map(str::to_owned),
             Self::MasterKey(error) => error.hint().map(str::to_owned),

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use loomworks_archive::RepositoryError;
 use loomworks_core::ids::{JobId, TenantId};
+use loomworks_postgres::cluster::ClusterError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -83,6 +84,7 @@ impl<E: Into<Error>> From<E> for StepError {
                 | Error::Invalid { .. }
                 | Error::NotFound(_)
                 | Error::Repository(RepositoryError::Damaged { .. })
+                | Error::Cluster(ClusterError::Damaged { .. })
         );
         Self { message: chain(&error), hint: error.hint(), retry }
     }

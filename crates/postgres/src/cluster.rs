@@ -43,6 +43,9 @@ pub enum ClusterError {
     SocketPath(PathBuf),
     #[error("the PostgreSQL server in `{directory}` did not start; its log ends with: {log}")]
     NotStarted { directory: PathBuf, log: String },
+    /// What `pg_amcheck` found. It is the same each time.
+    #[error("database `{database}` is damaged: {report}")]
+    Damaged { database: String, report: String },
     #[error("ask the PostgreSQL server in `{directory}`")]
     Query { directory: PathBuf, source: sqlx::Error },
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::cluster::{Cluster, ClusterError, SUPERUSER, remove_directory};
+use crate::installation::InstallationError;
 
 /// Processes that dump and load at the same time.
 const PROCESSES: &str = "2";
@@ -84,8 +85,14 @@ pub async fn check(cluster: &Cluster, database: &str) -> Result<Option<()>, Clus
     crate::sql::run(&mut connection, format!("DROP EXTENSION amcheck; DROP SCHEMA {schema}"))
         .await
         .map_err(wrap)?;
-    checked?;
-    Ok(Some(()))
+    match checked {
+        Ok(_) => Ok(Some(())),
+        // Source: PostgreSQL `src/bin/pg_amcheck/pg_amcheck.c`: 2 when corruption was found, 1 for everything else.
+        Err(InstallationError::Failed { status, stderr, .. }) if status.ends_with(": 2") => {
+            Err(ClusterError::Damaged { database: database.to_owned(), report: stderr })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn connection_arguments(cluster: &Cluster, database: &str) -> Vec<String> {

@@ -141,6 +141,11 @@ pub async fn size_bytes(connection: &mut PgConnection, database: &str) -> sqlx::
         .try_get(0)
 }
 
+/// Gives a database that nobody is connected to another name.
+pub async fn rename(connection: &mut PgConnection, from: &str, to: &str) -> sqlx::Result<()> {
+    run(connection, format!("ALTER DATABASE {} RENAME TO {}", ident(from), ident(to))).await
+}
+
 /// One renaming of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rename<'a> {
@@ -173,7 +178,7 @@ async fn close_and_rename(
     }
     let mut transaction = connection.begin().await?;
     for Rename { from, to } in renames {
-        run(&mut transaction, format!("ALTER DATABASE {} RENAME TO {}", ident(from), ident(to))).await?;
+        rename(&mut transaction, from, to).await?;
     }
     transaction.commit().await
 }

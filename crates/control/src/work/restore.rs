@@ -3,21 +3,21 @@
 //! Until the exchange the tenant works on untouched data, and afterwards its former database is kept: a restore can be
 //! undone like everything else. Neighbours are never touched.
 
-use std::path::PathBuf;
+mod candidate;
+mod remains;
+mod side;
 
-use loomworks_archive::backup::Progress as LaidOut;
-use loomworks_archive::restore::RestorePlan;
-use loomworks_core::durable;
-use loomworks_core::ids::{JobId, SnapshotId, TenantId};
+use loomworks_archive::restore::{RestorePlan, Target};
+use loomworks_core::ids::{SnapshotId, TenantId};
 use loomworks_core::lsn::Lsn;
-use loomworks_postgres::cluster::remove_directory;
-use loomworks_postgres::{Cluster, closing, config, copy, databases, roles};
+use loomworks_postgres::{closing, copy, databases, moving, roles};
 use loomworks_undo::AI_ROLE_PREFIX;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgConnection;
-use tracing::info;
 
+pub use self::remains::RemoveRemains;
+pub(super) use self::side::{Recovered, Side};
 use super::exchange::{self, Exchange, Turn};
 use super::provision::names;
 use super::snapshot::{ARCHIVE_POLL, become_ready, mark};
@@ -27,8 +27,7 @@ use crate::credentials::app_roles;
 use crate::db::snapshots::{self, SnapshotType};
 use crate::db::tenants::{self, TenantDatabase};
 use crate::error::Error;
-use crate::jobs::runner::nothing;
-use crate::jobs::{self, Context, Progress, Queue, StepError, Then, Work};
+use crate::jobs::{self, Context, Progress, StepError, Then, Work};
 
 /// How often a side cluster that did not recover is made anew.
 const RECOVERIES_MAX: u8 = 5;
@@ -45,33 +44,52 @@ pub struct Restore {
     pub look: bool,
 }
 
+/// The snapshot of the present that every restore takes first, and its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    snapshot: SnapshotId,
+    position: Lsn,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Before anything is exchanged, the present is made a snapshot too.
     Protect,
+    /// The moment may lie after all that was archived so far.
     AwaitArchive {
-        snapshot: SnapshotId,
-        position: Lsn,
+        before: Before,
     },
     LayOut {
-        snapshot: SnapshotId,
+        before: Before,
         times: u8,
     },
     Recover {
-        snapshot: SnapshotId,
+        before: Before,
         times: u8,
     },
     Check {
-        snapshot: SnapshotId,
+        before: Before,
         times: u8,
     },
+    /// Its files are brought into the live cluster.
+    Move {
+        before: Before,
+        times: u8,
+    },
+    /// Where they cannot be: it is read…
     Dump {
-        snapshot: SnapshotId,
+        before: Before,
         times: u8,
     },
+    /// … and written.
     Load {
-        snapshot: SnapshotId,
+        before: Before,
+    },
+    /// Nothing is exchanged before the present can be brought back.
+    AwaitSnapshot {
+        before: Before,
+        candidate: TenantDatabase,
     },
     Exchange {
         snapshot: SnapshotId,
@@ -114,8 +132,10 @@ impl Work for Restore {
             Step::LayOut { .. } => (5, "laying out the base backup"),
             Step::Recover { .. } => (20, "replaying WAL"),
             Step::Check { .. } => (60, "checking what was recovered"),
+            Step::Move { .. } => (70, "moving the recovered database"),
             Step::Dump { .. } => (70, "reading the recovered database"),
             Step::Load { .. } => (78, "writing the recovered database"),
+            Step::AwaitSnapshot { .. } => (88, "waiting for the snapshot of the present"),
             Step::Exchange { exchange, .. } => return exchange.progress(),
             Step::Show { .. } => (96, "opening it for reading"),
             Step::CleanUp { .. } => (98, "removing the side cluster"),
@@ -127,9 +147,9 @@ impl Work for Restore {
         let side = Side::of(world, context.job);
         match step {
             Step::Protect => self.protect(world, context).await,
-            &Step::AwaitArchive { snapshot, position } => {
-                Ok(match become_ready(world, snapshot, position).await? {
-                    Some(_) => Then::Next(Step::LayOut { snapshot, times: 1 }),
+            &Step::AwaitArchive { before } => {
+                Ok(match become_ready(world, before.snapshot, before.position).await? {
+                    Some(_) => Then::Next(Step::LayOut { before, times: 1 }),
                     None => Then::Later(ARCHIVE_POLL),
                 })
             }
@@ -140,34 +160,59 @@ impl Work for Restore {
                 ),
                 "look at the archive with `loomworks doctor`, or restore to another moment",
             )),
-            &Step::LayOut { snapshot, times } => {
-                side.remove().await?;
-                side.lay_out(world, &self.plan, context).await?;
-                Ok(Then::Next(Step::Recover { snapshot, times }))
-            }
-            &Step::Recover { snapshot, times } => match side.recover().await? {
-                Recovered::Yes => Ok(Then::Next(Step::Check { snapshot, times })),
+            &Step::LayOut { before, times } => self.lay_out(world, context, &side, before, times).await,
+            &Step::Recover { before, times } => match side.recover().await? {
+                Recovered::Yes => Ok(Then::Next(Step::Check { before, times })),
                 // It runs without fsync: one that was cut off is not trusted, but made anew.
-                Recovered::CutOff => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
+                Recovered::CutOff => Ok(Then::Next(Step::LayOut { before, times: times + 1 })),
             },
-            &Step::Check { snapshot, times } => match side.cluster.is_running().await? {
-                true => self.check(world, &side).await.map(|()| Then::Next(Step::Dump { snapshot, times })),
-                false => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
-            },
-            &Step::Dump { snapshot, times } => match side.cluster.is_running().await? {
-                true => {
-                    let name = self.recovered_name(&side).await?.ok_or_else(|| self.not_there())?;
-                    copy::dump(&side.cluster, &name, &side.dump).await?;
-                    Ok(Then::Next(Step::Load { snapshot }))
+            &(Step::Check { before, times }
+            | Step::Move { before, times }
+            | Step::Dump { before, times })
+                if !side.cluster.is_running().await? =>
+            {
+                Ok(Then::Next(Step::LayOut { before, times: times + 1 }))
+            }
+            &Step::Check { before, times } => {
+                self.check(world, &side).await?;
+                let name = self.recovered_name(&side).await?.ok_or_else(|| self.not_there())?;
+                // Another tenant's rows are written by this one's owner.
+                let moves =
+                    self.source.is_none() && candidate::can_move(world, self.tenant, &side, &name).await?;
+                Ok(Then::Next(match moves {
+                    true => Step::Move { before, times },
+                    false => Step::Dump { before, times },
+                }))
+            }
+            &Step::Move { before, times } => {
+                let name = self.recovered_name(&side).await?.ok_or_else(|| self.not_there())?;
+                let Some(frozen) = candidate::freeze(&side, &name).await? else {
+                    return Ok(Then::Next(Step::Dump { before, times }));
+                };
+                context.report(70..88, 1, 2);
+                let candidate =
+                    candidate::bring_files(world, self.tenant, context.job, &side, &frozen).await?;
+                Ok(Then::Next(Step::AwaitSnapshot { before, candidate }))
+            }
+            &Step::Dump { before, .. } => {
+                let name = self.recovered_name(&side).await?.ok_or_else(|| self.not_there())?;
+                copy::dump(&side.cluster, &name, &side.dump).await?;
+                Ok(Then::Next(Step::Load { before }))
+            }
+            &Step::Load { before } => {
+                let candidate = candidate::load(world, self.tenant, context.job, &side).await?;
+                Ok(Then::Next(Step::AwaitSnapshot { before, candidate }))
+            }
+            Step::AwaitSnapshot { before, candidate } => {
+                let Before { snapshot, position } = *before;
+                if become_ready(world, snapshot, position).await?.is_none() {
+                    return Ok(Then::Later(ARCHIVE_POLL));
                 }
-                false => Ok(Then::Next(Step::LayOut { snapshot, times: times + 1 })),
-            },
-            &Step::Load { snapshot } => {
-                let candidate = self.load(world, context.job, &side).await?;
-                if self.look {
-                    return Ok(Then::Next(Step::Show { snapshot, database: candidate }));
-                }
-                Ok(Then::Next(Step::Exchange { snapshot, exchange: Exchange::Hold { candidate } }))
+                let candidate = candidate.clone();
+                Ok(Then::Next(match self.look {
+                    true => Step::Show { snapshot, database: candidate },
+                    false => Step::Exchange { snapshot, exchange: Exchange::Hold { candidate } },
+                }))
             }
             Step::Exchange { snapshot, exchange } => {
                 let snapshot = *snapshot;
@@ -191,6 +236,8 @@ impl Work for Restore {
             }
             Step::CleanUp { snapshot, former_database, shown } => {
                 side.remove().await?;
+                let mut admin = world.cluster.connect("postgres").await?;
+                candidate::drop_landing(&mut admin, self.tenant, context.job).await?;
                 Ok(Then::Done(match shown {
                     true => json!({ "database": former_database, "kept_for_hours": 24 }),
                     false => json!({ "former_database": former_database, "snapshot_before": snapshot }),
@@ -231,7 +278,34 @@ impl Restore {
         snapshots::insert(&mut mgmt, snapshot, self.tenant, &name, SnapshotType::Auto, by).await?;
         drop(mgmt);
         let position = mark(world, self.tenant, snapshot).await?;
-        Ok(Then::Next(Step::AwaitArchive { snapshot, position }))
+        Ok(Then::Next(Step::LayOut { before: Before { snapshot, position }, times: 1 }))
+    }
+
+    /// Brings what is to be replayed, and makes the landing meanwhile.
+    async fn lay_out(
+        &self,
+        world: &World,
+        context: &Context,
+        side: &Side,
+        before: Before,
+        times: u8,
+    ) -> Result<Then<Step>, StepError> {
+        side.remove().await?;
+        let landing = async {
+            if self.source.is_none() {
+                candidate::prepare(world, self.tenant, context.job).await?;
+            }
+            Ok(())
+        };
+        let (laid, ()) = tokio::try_join!(side.lay_out(world, &self.plan, context), landing)?;
+        // A moment is reached when a commit after it is seen, and the snapshot's own is one.
+        if matches!(self.plan.target, Target::Time(_))
+            && !laid.outcome.reached
+            && become_ready(world, before.snapshot, before.position).await?.is_none()
+        {
+            return Ok(Then::Next(Step::AwaitArchive { before }));
+        }
+        Ok(Then::Next(Step::Recover { before, times }))
     }
 
     /// The tenant existed then, and its tables and indexes are whole.
@@ -253,6 +327,13 @@ impl Restore {
                 roles::reassign_owned(&mut inside, &role, &source.owner_role).await?;
             }
         }
+        // Nor would there be anybody for what belongs to a role that the live cluster has no more.
+        let mut admin = world.cluster.connect("postgres").await?;
+        for role in moving::strangers(&mut inside, &mut admin).await? {
+            if role != source.owner_role {
+                roles::disown(&mut inside, &role, &source.owner_role).await?;
+            }
+        }
         drop(inside);
         copy::check(&side.cluster, &name).await?;
         Ok(())
@@ -268,157 +349,5 @@ impl Restore {
     fn not_there(&self) -> StepError {
         let message = format!("database {} did not exist at that moment", self.plan.database);
         StepError::permanent(message, "choose a later moment")
-    }
-
-    /// Copies the recovered database into the live cluster under a name of its own. Begun anew each time: a copy
-    /// that was cut off cannot be gone on with.
-    async fn load(&self, world: &World, job: JobId, side: &Side) -> Result<TenantDatabase, StepError> {
-        let names = names(world, self.tenant).await?;
-        let name = candidate_name(self.tenant, job);
-        let mut admin = world.cluster.connect("postgres").await?;
-        databases::drop_database(&mut admin, &name).await?;
-        // Closed until all that guards a tenant's database is in place in it.
-        databases::ensure_closed(&mut admin, &name).await?;
-        let oid = databases::oid(&mut admin, &name).await?;
-        let oid = oid.ok_or_else(|| Error::Internal(format!("database `{name}` is gone")))?;
-        let candidate = TenantDatabase { oid: i64::from(oid), name: name.clone() };
-        // Noted before it has any of the tenant's data: what is archived of it goes when the tenant does.
-        let mut mgmt = world.db.platform.acquire().await?;
-        tenants::record_found(&mut mgmt, self.tenant, &candidate).await?;
-        drop(mgmt);
-        copy::load(&world.cluster, &name, &side.dump, &names.owner_role, loomworks_undo::SCHEMA).await?;
-        let mut inside = world.cluster.connect(&name).await?;
-        databases::close_public_schema(&mut inside, &names.owner_role).await?;
-        loomworks_undo::rehome(&mut inside, &names.owner_role).await.map_err(Error::from)?;
-        sqlx::query("ANALYZE").execute(&mut inside).await.map_err(Error::TenantDatabase)?;
-        databases::open_to(&mut admin, &name, &names.owner_role).await?;
-        Ok(candidate)
-    }
-}
-
-/// The name of a restored database until it is exchanged.
-fn candidate_name(tenant: TenantId, job: JobId) -> String {
-    format!("lwt_{}_new_{}", tenant.short(), job.short())
-}
-
-/// Removes what a restore that failed has left: its side cluster, and its database if it was not exchanged.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RemoveRemains {
-    pub tenant: TenantId,
-    pub restore: JobId,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RemoveStep {
-    Remove,
-}
-
-impl Work for RemoveRemains {
-    const KIND: &'static str = "remove_remains";
-    const QUEUE: Queue = Queue::LowPriority;
-    type Step = RemoveStep;
-
-    fn tenant(&self) -> Option<TenantId> {
-        Some(self.tenant)
-    }
-
-    fn dedup_key(&self) -> String {
-        format!("remove_remains {}", self.restore)
-    }
-
-    fn first(&self) -> RemoveStep {
-        RemoveStep::Remove
-    }
-
-    fn progress(_: &RemoveStep) -> Progress {
-        Progress { percent: 0, words: "removing what a failed restore has left" }
-    }
-
-    fn can_cancel(_: &RemoveStep) -> bool {
-        false
-    }
-
-    async fn run(&self, _: &RemoveStep, world: &World, _: &Context) -> Result<Then<RemoveStep>, StepError> {
-        Side::of(world, self.restore).remove().await?;
-        let mut admin = world.cluster.connect("postgres").await?;
-        databases::drop_database(&mut admin, &candidate_name(self.tenant, self.restore)).await?;
-        Ok(Then::Done(nothing()))
-    }
-}
-
-/// The side cluster of a restore and what belongs to it.
-pub(super) struct Side {
-    cluster: Cluster,
-    root: PathBuf,
-    dump: PathBuf,
-    /// Written before the cluster is started for the first time.
-    begun: PathBuf,
-}
-
-pub(super) enum Recovered {
-    Yes,
-    CutOff,
-}
-
-impl Side {
-    pub(super) fn of(world: &World, job: JobId) -> Self {
-        let cluster = world.side_cluster(job);
-        let root = cluster.socket_directory.clone();
-        Self { dump: root.join("dump"), begun: root.join("begun"), cluster, root }
-    }
-
-    /// Brings the files and the WAL that it needs, of this database and of what all share.
-    pub(super) async fn lay_out(
-        &self,
-        world: &World,
-        plan: &RestorePlan,
-        context: &Context,
-    ) -> Result<(), StepError> {
-        let directory = &self.cluster.directory;
-        let report = |laid: LaidOut| context.report(5..20, laid.bytes_done, laid.bytes_total);
-        let laid = world.repository.lay_out_database(plan, directory, &report).await?;
-        info!(
-            stream_bytes = laid.stream_bytes,
-            segments = laid.segments,
-            ended_at = %laid.outcome.end,
-            "laid out what is to be replayed"
-        );
-        Ok(())
-    }
-
-    pub(super) async fn recover(&self) -> Result<Recovered, StepError> {
-        if self.cluster.is_running().await? {
-            self.cluster.start().await?;
-            return Ok(Recovered::Yes);
-        }
-        if self.begun.exists() {
-            return Ok(Recovered::CutOff);
-        }
-        let settings = config::Recovering { socket_directory: &self.cluster.socket_directory };
-        self.cluster.configure(&settings.render())?;
-        // What `ALTER SYSTEM` set at the source comes with the backup and would win.
-        let overrides = self.cluster.directory.join("postgresql.auto.conf");
-        for file in [overrides, self.begun.clone()] {
-            durable::write(&file, b"")
-                .map_err(|error| Error::Internal(format!("write `{}`: {error}", file.display())))?;
-        }
-        self.cluster.start().await?;
-        Ok(Recovered::Yes)
-    }
-
-    /// What its server said last.
-    fn log_end(&self) -> String {
-        let log = std::fs::read_to_string(self.cluster.directory.join("start.log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(4)..].join("; ")
-    }
-
-    /// Stops it and removes everything.
-    pub(super) async fn remove(&self) -> Result<(), StepError> {
-        if self.cluster.directory.join("PG_VERSION").exists() {
-            self.cluster.stop().await?;
-        }
-        Ok(remove_directory(&self.root).await?)
     }
 }

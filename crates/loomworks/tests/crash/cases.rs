@@ -206,8 +206,10 @@ async fn remove_remains(stage: &Stage) -> Begun {
     let acme = stage.tenant("acme").await;
     let restore = JobId::random();
     let mut admin = stage.connect("postgres").await;
-    let name = format!("lwt_{}_new_{}", acme.tenant().short(), restore.short());
-    stage.run(&mut admin, &format!("CREATE DATABASE \"{name}\"")).await;
+    for what in ["new", "landing", "landed"] {
+        let name = format!("lwt_{}_{what}_{}", acme.tenant().short(), restore.short());
+        stage.run(&mut admin, &format!("CREATE DATABASE \"{name}\"")).await;
+    }
     let side = stage.server.directory.join("side").join(restore.short());
     std::fs::create_dir_all(side.join("dump")).expect("make a directory");
     durable::write(&side.join("dump/part"), b"x").expect("write a file");
