@@ -10,6 +10,7 @@ use loomworks_core::lsn::Segment;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::backup::Manifests;
 use crate::coverage::Coverage;
 use crate::keys::{KeyError, KeyProvider, Keys};
 use crate::lineage::Lineage;
@@ -45,6 +46,7 @@ pub struct Repository {
     pub(crate) store: Store,
     pub(crate) keys: Keys,
     pub(crate) coverage: Coverage,
+    pub(crate) manifests: Manifests,
     id: Uuid,
     pub cluster: ClusterIdentity,
 }
@@ -122,7 +124,7 @@ impl Repository {
             return Err(RepositoryError::OtherCluster { location: store.location().clone(), theirs, ours });
         }
         let keys = Keys::open(&store, provider, found.repository_id, true).await?;
-        Ok(Self { store, keys, coverage: Coverage::default(), id: found.repository_id, cluster })
+        Ok(Self::of(store, keys, found.repository_id, cluster))
     }
 
     /// Whether there is a repository in a store, of whatever cluster and version.
@@ -139,8 +141,12 @@ impl Repository {
     pub async fn open_in(store: Store, provider: Arc<dyn KeyProvider>) -> Result<Self, RepositoryError> {
         let found = Self::read_identity(&store).await?;
         let keys = Keys::open(&store, provider, found.repository_id, false).await?;
-        let coverage = Coverage::default();
-        Ok(Self { store, keys, coverage, id: found.repository_id, cluster: found.cluster })
+        Ok(Self::of(store, keys, found.repository_id, found.cluster))
+    }
+
+    fn of(store: Store, keys: Keys, id: Uuid, cluster: ClusterIdentity) -> Self {
+        let (coverage, manifests) = Default::default();
+        Self { store, keys, coverage, manifests, id, cluster }
     }
 
     /// The version of the repository in a store. `None`: there is none.

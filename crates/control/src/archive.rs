@@ -39,7 +39,7 @@ pub struct ArchiveStatus {
     /// Where it is.
     pub repository: String,
     pub timeline: u32,
-    /// All WAL before this position is in the archive.
+    /// The newest WAL in the archive ends here.
     pub archived_up_to: Option<String>,
     /// What the server has written ends here.
     pub written_up_to: String,
@@ -70,8 +70,11 @@ pub struct SlotShown {
 
 /// An archive that is further behind than the specification's `archive_timeout` twice over.
 const BEHIND_SECONDS_MAX: u64 = 600;
-/// A daily backup that is late.
-const BACKUP_HOURS_MAX: i64 = 26;
+
+/// Whether the daily backup is late: a day and two hours for it to be made.
+pub(crate) fn is_late(newest_backup: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(newest_backup).as_hours() >= 26
+}
 
 /// How the archive stands now.
 pub async fn status(world: &World, _: &Operator) -> Result<ArchiveStatus, Error> {
@@ -109,7 +112,7 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
     }
     match newest_backup_at {
         None => alarms.push("there is no base backup yet: nothing can be restored".to_owned()),
-        Some(at) if now.duration_since(at).as_hours() > BACKUP_HOURS_MAX => {
+        Some(at) if is_late(at, now) => {
             alarms.push(format!("the newest base backup is of {at}"));
         }
         Some(_) => {}
@@ -194,7 +197,7 @@ pub async fn window(world: &World, granted: &Granted) -> Result<RecoveryWindow, 
     let tenant = tenants::provisioned(world, granted).await?;
     let now = time::now();
     let catalog = catalog(world).await?;
-    let kept_since = now - jiff::SignedDuration::from_hours(24 * i64::from(world.policy.recovery_days));
+    let kept_since = now - world.policy.recovery_window();
     let oldest = catalog.backups.first().map(|backup| backup.finished_at);
     let recoverable_from = oldest.map(|at| at.max(kept_since).max(tenant.created_at.to_jiff()));
     let database = restores::database_at(world, granted, &tenant, Target::Time(now)).await?;
@@ -225,11 +228,13 @@ pub async fn estimate(world: &World, granted: &Granted, plan: &RestorePlan) -> R
 
 /// Refuses a moment that is out of what is kept for the tenant.
 pub(crate) fn check_kept(world: &World, tenant: &rows::Tenant, asked: Timestamp) -> Result<(), Error> {
-    let days = i64::from(world.policy.recovery_days);
-    let oldest = time::now() - jiff::SignedDuration::from_hours(24 * days);
+    let oldest = time::now() - world.policy.recovery_window();
     if asked >= oldest {
         return Ok(());
     }
-    Err(Error::invalid(format!("tenant `{}` can go back {days} days", tenant.subdomain))
-        .with_hint(format!("recoverable from {oldest}")))
+    Err(Error::invalid(format!(
+        "tenant `{}` can go back {} days",
+        tenant.subdomain, world.policy.recovery_days
+    ))
+    .with_hint(format!("recoverable from {oldest}")))
 }

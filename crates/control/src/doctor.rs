@@ -8,11 +8,11 @@ use loomworks_core::time;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 
-use crate::World;
 use crate::access::Operator;
 use crate::db::{jobs, routes};
 use crate::error::{Error, chain};
 use crate::master_key::rotation::{self, RepositoryKeys};
+use crate::{World, archive};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -63,7 +63,7 @@ pub async fn examine(world: &World, operator: &Operator) -> Result<Vec<Finding>,
 
     let backups = world.repository.backups().await?;
     let newest = backups.last().map(|backup| backup.finished_at);
-    let fresh = newest.is_some_and(|at| time::now().duration_since(at).as_hours() < 26);
+    let fresh = newest.is_some_and(|at| !archive::is_late(at, time::now()));
     let detail = newest.map_or("none".into(), |at| format!("{} in all, newest of {at}", backups.len()));
     findings.push(finding("base backups", fresh, detail, "take one with `loomworks backup run`"));
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use loomworks_archive::Repository;
 use loomworks_core::ids::JobId;
 use loomworks_postgres::Cluster;
@@ -113,6 +114,14 @@ pub struct Policy {
     pub grace_days: u16,
     /// How many days back a tenant can go.
     pub recovery_days: u16,
+}
+
+impl Policy {
+    /// How far back a tenant can go.
+    #[must_use]
+    pub fn recovery_window(&self) -> SignedDuration {
+        SignedDuration::from_hours(24 * i64::from(self.recovery_days))
+    }
 }
 
 impl Default for Policy {

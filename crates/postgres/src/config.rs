@@ -12,6 +12,8 @@ pub struct Serving<'a> {
     pub port: u16,
     pub socket_directory: &'a Path,
     pub log_directory: &'a Path,
+    /// In megabytes; see [`crate::memory`].
+    pub shared_buffers: u64,
     /// `None` while the cluster is not archived (tests that need no archive).
     pub archive_command: Option<&'a str>,
 }
@@ -39,6 +41,7 @@ impl Serving<'_> {
         line(&mut out, "unix_socket_directories", &self.socket_directory.to_string_lossy());
         line(&mut out, "password_encryption", "scram-sha-256");
         line(&mut out, "max_connections", "200");
+        line(&mut out, "shared_buffers", &format!("{}MB", self.shared_buffers));
         line(&mut out, "timezone", "UTC");
         line(&mut out, "log_timezone", "UTC");
         line(&mut out, "logging_collector", "on");

@@ -12,6 +12,7 @@ pub mod copy;
 pub mod databases;
 pub mod handover;
 pub mod installation;
+pub mod memory;
 pub mod moving;
 pub mod receive;
 pub mod roles;

@@ -83,9 +83,10 @@ impl Server {
             port: cluster.port,
             socket_directory: &cluster.socket_directory,
             log_directory: &log,
+            shared_buffers: 64,
             archive_command: None,
         };
-        let fast = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nshared_buffers = '64MB'\n\
+        let fast = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n\
                     max_prepared_transactions = 10\nmax_wal_size = '4GB'\n";
         cluster.configure(&(settings.render() + fast)).expect("configure");
         cluster.start().await.expect("start");

@@ -1,6 +1,5 @@
 //! Removing what nobody can ask for any more: snapshots, backups and WAL out of the recovery window.
 
-use jiff::SignedDuration;
 use loomworks_archive::retention::{self, ExpiryPlan, Need, Needed, Policy};
 use loomworks_core::ids::TenantId;
 use loomworks_core::time;
@@ -85,7 +84,7 @@ pub(crate) async fn plan(world: &World) -> Result<ExpiryPlan, Error> {
     let needs = needs(&mut mgmt).await?;
     drop(mgmt);
     let inventory = world.repository.inventory(needs).await?;
-    let window = SignedDuration::from_hours(24 * i64::from(world.policy.recovery_days));
+    let window = world.policy.recovery_window();
     Ok(retention::plan(&inventory, Policy { window, ..Policy::default() }, time::now()))
 }
 

@@ -20,7 +20,7 @@ use loomworks_core::SecretString;
 use loomworks_core::ids::JobId;
 use loomworks_postgres::cluster::SOCKET_DIRECTORY_BYTES_MAX;
 use loomworks_postgres::config::shell_word;
-use loomworks_postgres::{Cluster, Installation, backup, config};
+use loomworks_postgres::{Cluster, Installation, backup, config, memory};
 use loomworks_undo::UNDO_ROLE;
 use tracing::info;
 
@@ -226,6 +226,7 @@ async fn start_cluster(
         port: cluster.port,
         socket_directory: &cluster.socket_directory,
         log_directory: &log,
+        shared_buffers: memory::shared_buffers(memory::available()),
         archive_command: Some(archive_command),
     };
     cluster.configure(&settings.render())?;

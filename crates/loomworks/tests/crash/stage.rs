@@ -301,6 +301,7 @@ async fn archive(server: &Server, repository: &Repository, program: &Path, key: 
         port: server.cluster.port,
         socket_directory: &server.cluster.socket_directory,
         log_directory: &log,
+        shared_buffers: 128,
         archive_command: Some(&command),
     };
     // Nothing here outlives the machine; that nothing is lost with a process is what it is about.
