@@ -13,7 +13,7 @@ use crate::backup::{Backup, BackupError, Databases, LaidOut, LayOutOptions, Prog
 use crate::keys::DatabaseOid;
 use crate::replay::{Replay, Replayable};
 use crate::repository::{Repository, RepositoryError};
-use crate::restore::{self, CannotRestore, Catalog, Target};
+use crate::restore::{self, CannotRestore, Parts, Target};
 use crate::wal::Until;
 
 /// How a cluster is brought back.
@@ -68,9 +68,8 @@ impl Repository {
         now: jiff::Timestamp,
     ) -> Result<ClusterPlan, CannotRecover> {
         let timeline = self.newest_timeline().await?;
-        let Catalog { backups, archived_up_to, timeline } = self.catalog(timeline).await?;
-        let archived_up_to = archived_up_to.unwrap_or_default();
-        let catalog = Catalog { backups, archived_up_to: Some(archived_up_to), timeline };
+        let catalog = self.catalog(timeline).await?;
+        let archived_up_to = catalog.archived_up_to.unwrap_or_default();
         let backup = match target {
             Some(target) => restore::base(&catalog, target, now)?,
             None => catalog.backups.last().ok_or(CannotRestore::NoBackup)?,
@@ -94,7 +93,9 @@ impl Repository {
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(LaidOut, Replayable), BackupError> {
         let options = LayOutOptions { durable: true, ..LayOutOptions::default() };
-        let laid = self.lay_out(&plan.backup, &Databases::All, data, options, progress).await?;
+        let parts = Parts { files: plan.backup.size_bytes, wal: plan.wal_bytes };
+        let of_files = |laid| progress(parts.of_files(laid));
+        let laid = self.lay_out(&plan.backup, &Databases::All, data, options, &of_files).await?;
         let replay = Replay {
             from: plan.backup.start,
             next_xid: plan.backup.next_xid,
@@ -102,7 +103,8 @@ impl Repository {
             databases: self.readable_databases().await?,
             until: plan.target.map_or(Until::End, restore::until),
         };
-        let replayable = self.lay_out_wal(&replay, wal, &|_, _| ()).await?;
+        let replayable =
+            self.lay_out_wal(&replay, wal, &|done, all| progress(parts.of_wal(done, all))).await?;
         Ok((laid, replayable))
     }
 }

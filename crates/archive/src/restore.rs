@@ -149,6 +149,26 @@ pub(crate) fn until(target: Target) -> Until {
     }
 }
 
+/// Bytes of the two parts of what is laid out. WAL counts by its length, most of which is passed over.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    pub(crate) files: u64,
+    pub(crate) wal: u64,
+}
+
+impl Parts {
+    /// What is to be told while files are laid out.
+    pub(crate) fn of_files(self, laid: Progress) -> Progress {
+        Progress { bytes_done: laid.bytes_done.min(self.files), bytes_total: self.files + self.wal }
+    }
+
+    /// And after them, with so many of all objects of WAL behind.
+    pub(crate) fn of_wal(self, done: u64, all: u64) -> Progress {
+        let bytes_done = self.files + self.wal * done.min(all) / all.max(1);
+        Progress { bytes_done, bytes_total: self.files + self.wal }
+    }
+}
+
 impl RestorePlan {
     /// The databases whose files and records a side cluster needs.
     #[must_use]
@@ -176,7 +196,9 @@ impl Repository {
         // One that was made since is made again by the WAL.
         let files = plan.databases().into_iter().filter(|oid| backup.group(*oid).is_some()).collect();
         let options = LayOutOptions::default();
-        self.lay_out(&backup, &Databases::Only(files), into, options, progress).await?;
+        let parts = Parts { files: plan.backup.size_bytes, wal: plan.wal_bytes };
+        let of_files = |laid| progress(parts.of_files(laid));
+        self.lay_out(&backup, &Databases::Only(files), into, options, &of_files).await?;
         let replay = Replay {
             from: backup.start,
             next_xid: backup.next_xid,
@@ -185,7 +207,9 @@ impl Repository {
             databases: plan.databases().into_iter().collect(),
             until: until(plan.target),
         };
-        let laid = self.lay_out_wal(&replay, &into.join("pg_wal"), &|_, _| ()).await?;
+        let laid = self
+            .lay_out_wal(&replay, &into.join("pg_wal"), &|done, all| progress(parts.of_wal(done, all)))
+            .await?;
         if backup.timeline != plan.timeline && !laid.outcome.reached {
             let name = format!("the WAL of timeline {} up to that moment", backup.timeline);
             return Err(RepositoryError::Gone { name }.into());
@@ -282,6 +306,17 @@ mod tests {
         let planned = plan(&catalog(), DATABASE, Target::Lsn(Lsn(250)), now()).unwrap();
         assert_eq!(planned.backup.size_bytes, 105);
         assert_eq!(planned.databases(), [POSTGRES, DATABASE]);
+    }
+
+    #[test]
+    fn what_is_told_of_files_and_wal_only_grows() {
+        let parts = Parts { files: 100, wal: 1000 };
+        let laid = |bytes_done| Progress { bytes_done, bytes_total: 120 };
+        let told =
+            [parts.of_files(laid(60)), parts.of_files(laid(120)), parts.of_wal(1, 4), parts.of_wal(4, 4)];
+        assert_eq!(told.map(|progress| progress.bytes_done), [60, 100, 350, 1100]);
+        assert!(told.iter().all(|progress| progress.bytes_total == 1100));
+        assert_eq!(Parts { files: 0, wal: 0 }.of_wal(0, 0).bytes_done, 0);
     }
 
     #[test]

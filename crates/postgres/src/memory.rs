@@ -25,7 +25,7 @@ fn total(text: &str) -> Option<u64> {
 /// gigabytes each table that is dropped costs more than the buffers save.
 #[must_use]
 pub fn shared_buffers(memory: u64) -> u64 {
-    (memory / 4 >> 20).clamp(128, 4096)
+    ((memory / 4) >> 20).clamp(128, 4096)
 }
 
 #[cfg(test)]

@@ -20,8 +20,9 @@ use sqlx::{PgConnection, Row};
 use crate::cluster::{Cluster, ClusterError};
 use crate::sql::{ident, literal, run};
 
-/// Why a database's files cannot be moved, or `None`. `source` is connected to the database, `target` to any of the
-/// receiving cluster; `owner` is a role there that must have been the same one in the source.
+/// Why a database's files cannot be moved, or `None`.
+///
+/// `source` is connected to the database, `target` to any of the receiving cluster; `owner` is a role there that must have been the same one in the source.
 pub async fn obstacle(
     source: &mut PgConnection,
     target: &mut PgConnection,
@@ -94,9 +95,9 @@ struct Dependencies {
     kinds: Vec<String>,
 }
 
-/// Freezes every row of the connected database and has the files written. Nobody else may work in the cluster, now and
-/// until the files have been taken. `None`: some rows would not be frozen.
+/// Freezes every row of the connected database and has the files written. `None`: some rows would not be frozen.
 ///
+/// Nobody else may work in the cluster, now and until the files have been taken.
 /// What was begun and not ended is rolled back: transactions that were prepared too, as `pg_dump` would leave them out.
 pub async fn freeze(source: &mut PgConnection) -> sqlx::Result<Option<Frozen>> {
     let prepared = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
