@@ -21,9 +21,6 @@ mod read;
 mod sealed;
 mod verify;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use loomworks_core::lsn::Lsn;
@@ -157,22 +154,6 @@ impl BackupError {
     }
 }
 
-/// Manifests that were read: what is asked for every few seconds costs a listing. One never changes; one that was removed is
-/// forgotten with its name.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Manifests(Arc<Mutex<BTreeMap<String, Backup>>>);
-
-impl Manifests {
-    fn of(&self, labels: &[String]) -> BTreeMap<String, Backup> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        labels.iter().filter_map(|label| Some((label.clone(), known.get(label)?.clone()))).collect()
-    }
-
-    fn remember(&self, all: &BTreeMap<String, Backup>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(all);
-    }
-}
-
 impl Repository {
     /// Copies the cluster's files under `label`. Run again, it finds its complete copy or begins anew, and refers to
     /// what a former try had stored.
@@ -232,20 +213,12 @@ impl Repository {
     /// sees it and removes nothing that it may need.
     pub async fn backups(&self) -> Result<Vec<Backup>, RepositoryError> {
         let labels = self.store.names(names::BACKUPS).await?;
-        let mut known = self.manifests.of(&labels);
-        let unread: Vec<String> = labels.into_iter().filter(|label| !known.contains_key(label)).collect();
-        let read: Vec<(String, Backup)> = futures_util::stream::iter(unread)
-            .map(|label| async move {
-                let backup = self.usable(&names::manifest(&label)).await?;
-                Ok::<_, RepositoryError>(backup.map(|backup| (label, backup)))
-            })
+        let mut backups: Vec<Backup> = futures_util::stream::iter(labels)
+            .map(|label| async move { self.usable(&names::manifest(&label)).await })
             .buffer_unordered(16)
-            .try_filter_map(|read| async { Ok(read) })
+            .try_filter_map(|backup| async { Ok(backup) })
             .try_collect()
             .await?;
-        known.extend(read);
-        self.manifests.remember(&known);
-        let mut backups: Vec<Backup> = known.into_values().collect();
         backups.sort_by(|a, b| (a.finished_at, &a.label).cmp(&(b.finished_at, &b.label)));
         Ok(backups)
     }

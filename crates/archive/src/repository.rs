@@ -10,7 +10,6 @@ use loomworks_core::lsn::Segment;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::backup::Manifests;
 use crate::coverage::Coverage;
 use crate::keys::{KeyError, KeyProvider, Keys};
 use crate::lineage::Lineage;
@@ -46,7 +45,6 @@ pub struct Repository {
     pub(crate) store: Store,
     pub(crate) keys: Keys,
     pub(crate) coverage: Coverage,
-    pub(crate) manifests: Manifests,
     id: Uuid,
     pub cluster: ClusterIdentity,
 }
@@ -145,8 +143,7 @@ impl Repository {
     }
 
     fn of(store: Store, keys: Keys, id: Uuid, cluster: ClusterIdentity) -> Self {
-        let (coverage, manifests) = Default::default();
-        Self { store, keys, coverage, manifests, id, cluster }
+        Self { store, keys, coverage: Coverage::default(), id, cluster }
     }
 
     /// The version of the repository in a store. `None`: there is none.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use loomworks_archive::RepositoryError;
 use loomworks_archive::backup::{Backup, BackupError, CopyOptions, Databases};
-use support::faulty::Death;
+use loomworks_testkit::faulty::Fault;
 use support::{Fixture, QUIET, only, run};
 
 /// The objects of backups, with what is in them.
@@ -38,11 +38,11 @@ async fn cut_off_at_any_write_a_backup_is_finished_by_the_next_try_or_ignored() 
     let mut known = 1;
     let mut cut = 0;
     'all: for after in 0.. {
-        for death in [Death::Torn, if after % 2 == 0 { Death::Before } else { Death::After }] {
-            let label = format!("cut-{after}-{death:?}");
-            fixture.faults.die(after, death);
+        for fault in [Fault::Half, if after % 2 == 0 { Fault::Before } else { Fault::After }] {
+            let label = format!("cut-{after}-{fault:?}");
+            fixture.die(after, fault);
             let tried = copy_fully(&fixture, &label).await;
-            if !fixture.faults.revive() {
+            if !fixture.revive() {
                 assert!(tried.is_ok());
                 break 'all;
             }
@@ -75,17 +75,17 @@ async fn the_next_try_refers_to_what_the_former_one_has_stored() {
     let mut writes = 0;
     // Dies at the last write of all.
     loop {
-        fixture.faults.die(writes, Death::Before);
+        fixture.die(writes, Fault::Before);
         let options = CopyOptions { full: true, workers: None };
         let copied =
             fixture.repository.copy_backup(fixture.cluster(), &format!("x{writes}"), options, QUIET).await;
-        if !fixture.faults.revive() {
+        if !fixture.revive() {
             copied.unwrap();
             break;
         }
         writes += 1;
     }
-    fixture.faults.die(writes - 1, Death::Before);
+    fixture.die(writes - 1, Fault::Before);
     let tried = fixture.repository.copy_backup(
         fixture.cluster(),
         "label",
@@ -93,7 +93,7 @@ async fn the_next_try_refers_to_what_the_former_one_has_stored() {
         QUIET,
     );
     assert!(tried.await.is_err());
-    assert!(fixture.faults.revive());
+    assert!(fixture.revive());
     let backup = fixture.copy("label").await.unwrap();
     assert_eq!(backup.previous, None);
     assert_eq!(backup.group(one).unwrap().new_bytes, 0, "{backup:?}");

@@ -7,7 +7,7 @@ use loomworks_archive::backup::{Backup, Databases};
 use loomworks_archive::retention::{ExpiryPlan, Need, Needed, Policy, Why, plan};
 use loomworks_core::lsn::Lsn;
 use loomworks_core::time;
-use support::faulty::Death;
+use loomworks_testkit::faulty::Fault;
 use support::{Fixture, QUIET, digest, run};
 
 /// Everything counts as old.
@@ -71,9 +71,9 @@ async fn cut_off_at_any_removal_nothing_is_in_pieces() {
     let made = planned(&fixture, vec![], NOTHING_YOUNG).await;
     let mut cut = 0;
     for after in 0.. {
-        fixture.faults.die(after, if after % 2 == 0 { Death::Before } else { Death::After });
+        fixture.die(after, if after % 2 == 0 { Fault::Before } else { Fault::After });
         let expired = fixture.repository.expire(&made).await;
-        if !fixture.faults.revive() {
+        if !fixture.revive() {
             expired.unwrap();
             break;
         }

@@ -33,6 +33,14 @@ pub(crate) async fn catalog(world: &World) -> Result<Catalog, Error> {
     Ok(world.repository.catalog(timeline).await?)
 }
 
+/// Where the newest WAL in the archive ends.
+pub(crate) async fn reach(world: &World) -> Result<Option<Lsn>, Error> {
+    let mut admin = world.cluster.connect("postgres").await?;
+    let timeline = timeline(&mut admin).await?;
+    drop(admin);
+    Ok(world.repository.archived_up_to(timeline).await?)
+}
+
 /// How the archive stands.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ArchiveStatus {

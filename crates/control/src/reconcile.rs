@@ -3,7 +3,7 @@
 //! A reconciler looks at everything each time and takes no input, so the way back after a crash is the way it always
 //! goes. It changes nothing itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use loomworks_core::schedule::Daily;
 use loomworks_core::time;
@@ -51,6 +51,7 @@ pub struct Duties {
 
 /// Looks every two seconds until `stop` becomes true.
 pub async fn run(world: World, duties: Duties, mut stop: watch::Receiver<bool>) {
+    let mut fresh_until = None;
     for round in 0_u64.. {
         if *stop.borrow() {
             return;
@@ -78,7 +79,7 @@ pub async fn run(world: World, duties: Duties, mut stop: watch::Receiver<bool>) 
             report(old_exports(&world).await);
         }
         if duties.backups {
-            report(due_backup(&world).await);
+            report(due_backup(&world, &mut fresh_until).await);
         }
         let _ = tokio::time::timeout(EVERY, stop.wait_for(|stop| *stop)).await;
     }
@@ -244,7 +245,12 @@ async fn left_over_exports(world: &World) -> Result<(), Error> {
 }
 
 /// Once a day, and at once where there is none: without a base backup nothing can be restored.
-async fn due_backup(world: &World) -> Result<(), Error> {
+///
+/// Where there was one a moment ago the repository, which may be far away, is read once a minute.
+async fn due_backup(world: &World, fresh_until: &mut Option<Instant>) -> Result<(), Error> {
+    if fresh_until.is_some_and(|until| Instant::now() < until) {
+        return Ok(());
+    }
     let catalog = archive::catalog(world).await?;
     // A new timeline begins with a backup: what is restored from an older one does not come onto it.
     let newest = catalog.backups.last().filter(|backup| backup.timeline == catalog.timeline);
@@ -255,6 +261,8 @@ async fn due_backup(world: &World) -> Result<(), Error> {
             return Ok(());
         }
         jobs::enqueue(&mut mgmt, &TakeBackup { full: false }, ACTOR).await?;
+    } else {
+        *fresh_until = Some(Instant::now() + Duration::from_secs(60));
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! A database's files, moved from a copy of a cluster into the cluster that went on since.
 
+use std::process::Command;
+
 use loomworks_postgres::moving::{self, Landing};
 use loomworks_postgres::sql::run;
-use loomworks_postgres::{Cluster, config, copy, databases};
-use loomworks_testkit::{Server, free_port};
+use loomworks_postgres::{Cluster, Installation, config, databases};
+use loomworks_testkit::{Server, free_port, installation, installation_of};
 
 /// A server, and a copy of it as it was when its database `shop` had been filled.
 struct Pair {
@@ -52,8 +54,8 @@ async fn execute(cluster: &Cluster, database: &str, sql: &str) -> sqlx::Result<(
     run(&mut cluster.connect(database).await.unwrap(), sql.to_owned()).await
 }
 
-async fn pair() -> Pair {
-    let target = Server::start().await;
+async fn pair(installation: Installation) -> Pair {
+    let target = Server::start_with(installation).await;
     let at = &target.cluster;
     execute(at, "postgres", "CREATE ROLE owner_of_shop; CREATE ROLE reader; CREATE ROLE passing")
         .await
@@ -76,11 +78,11 @@ async fn pair() -> Pair {
         port: free_port(),
         installation: at.installation.clone(),
     };
-    let mut command = at.installation.command("pg_basebackup");
-    command.args(["--checkpoint=fast", "--wal-method=stream", "-U", "postgres", "-h"]);
-    command.arg(&at.socket_directory).args(["-p", &at.port.to_string(), "-D"]).arg(&source.directory);
-    let output = command.output().await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // As a backup has it: sessions and transactions have not ended.
+    stop_at_once(at);
+    let copied = Command::new("cp").arg("-a").arg(&at.directory).arg(&source.directory).output().unwrap();
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    at.start().await.unwrap();
     let settings = config::Recovering { socket_directory: &source.socket_directory }.render();
     let more = format!("max_prepared_transactions = 10\nport = {}\n", source.port);
     source.configure(&(settings + &more)).unwrap();
@@ -89,9 +91,33 @@ async fn pair() -> Pair {
     Pair { target, source }
 }
 
+/// What `pg_amcheck` does, which other versions come without.
+async fn check(cluster: &Cluster, database: &str) {
+    let indexes = "CREATE EXTENSION amcheck SCHEMA public;
+        SELECT public.bt_index_check(c.oid, true) FROM pg_class c JOIN pg_am a ON a.oid = relam
+        WHERE relkind = 'i' AND amname = 'btree' AND relpersistence = 'p'";
+    execute(cluster, database, indexes).await.unwrap();
+    let tables = "SELECT coalesce(string_agg(relname || ': ' || msg, ', '), '') FROM pg_class c, public.verify_heapam(c.oid)
+        WHERE relkind IN ('r', 'm', 't') AND relpersistence = 'p'";
+    assert_eq!(text(cluster, database, tables).await, "");
+}
+
 #[tokio::test]
 async fn what_was_moved_is_whole_and_survives_a_crash() {
-    let pair = pair().await;
+    move_and_crash(installation().await).await;
+}
+
+#[tokio::test]
+async fn the_same_on_other_versions_that_are_there() {
+    for major in [16, 17, 18] {
+        if let Some(installation) = installation_of(major).await {
+            move_and_crash(installation).await;
+        }
+    }
+}
+
+async fn move_and_crash(installation: Installation) {
+    let pair = pair(installation).await;
     let (here, there) = (&pair.target.cluster, &pair.source);
     let wanted = text(here, "shop", CONTENT).await;
     // The cluster goes on: what all databases share is written, a role goes, and the database is spoilt.
@@ -125,7 +151,7 @@ async fn what_was_moved_is_whole_and_survives_a_crash() {
 
     execute(here, "postgres", "DROP DATABASE landing").await.unwrap();
     assert_eq!(text(here, "moved", CONTENT).await, wanted);
-    copy::check(here, "moved").await.unwrap().expect("pg_amcheck is installed");
+    check(here, "moved").await;
     let left = "SELECT count(*)::text FROM pg_class WHERE relname = 'a_sessions'";
     assert_eq!(text(here, "moved", left).await, "0");
     let older = "SELECT max(age(relfrozenxid))::text FROM pg_class WHERE relisshared AND relkind = 'r'";
@@ -142,7 +168,7 @@ async fn what_was_moved_is_whole_and_survives_a_crash() {
 
 #[tokio::test]
 async fn what_cannot_be_moved_says_why() {
-    let pair = pair().await;
+    let pair = pair(installation().await).await;
     let (here, there) = (&pair.target.cluster, &pair.source);
     let mut admin = here.connect("postgres").await.unwrap();
     run(&mut admin, "CREATE ROLE later".into()).await.unwrap();

@@ -37,6 +37,8 @@ pub enum Fault {
     /// A write leaves this many of its bytes under the name and fails, as in a store that is not atomic. An answer to a
     /// read breaks off after this many bytes, a listing after this many objects.
     Torn(usize),
+    /// A write leaves half of its bytes under the name and fails. A removal is done and fails.
+    Half,
     /// A write leaves a part of its content in the staged file of a directory and fails, as when the process is killed.
     /// For stores in that directory.
     Staged(PathBuf),
@@ -92,6 +94,9 @@ struct State {
     operations: Vec<Operation>,
     only: Option<Counts>,
     planned: Vec<(Range<u64>, Fault)>,
+    /// With which operation the store crashes.
+    crash: Option<u64>,
+    has_crashed: bool,
     random: Option<Random>,
     space_bytes: Option<usize>,
     lie: Option<Lie>,
@@ -130,10 +135,17 @@ impl Faults {
         self.state().planned.push((numbers, fault));
     }
 
-    /// The operation of that number goes wrong, and whatever is asked for after it does nothing and fails.
+    /// The operation of that number goes wrong, and whatever is asked for after it does nothing and fails, what does not
+    /// count too.
     pub fn crash_at(&self, number: u64, fault: Fault) {
         self.at(number, fault);
-        self.during(number + 1..u64::MAX, Fault::Before);
+        self.state().crash = Some(number);
+    }
+
+    /// Whether [`Self::crash_at`] has come to pass.
+    #[must_use]
+    pub fn has_crashed(&self) -> bool {
+        self.state().has_crashed
     }
 
     /// One in so many operations goes wrong in one of these ways, by the seed.
@@ -179,11 +191,18 @@ impl Faults {
     fn meet(&self, kind: Kind, name: &Path, bytes: usize) -> Option<Fault> {
         let mut state = self.state();
         let operation = Operation { kind, name: name.to_string() };
-        if !state.only.as_ref().is_none_or(|counts| counts(&operation)) {
+        let counts = state.only.as_ref().is_none_or(|counts| counts(&operation));
+        if counts {
+            state.operations.push(operation);
+        }
+        if state.has_crashed {
+            return Some(Fault::Before);
+        }
+        if !counts {
             return None;
         }
-        state.operations.push(operation);
         let number = state.operations.len() as u64;
+        state.has_crashed = state.crash == Some(number);
         if let Some((_, fault)) = state.planned.iter().find(|(numbers, _)| numbers.contains(&number)) {
             return Some(fault.clone());
         }
@@ -266,7 +285,7 @@ impl Faulty {
                 tokio::time::sleep(time).await;
                 done.await?;
             }
-            Some(Fault::After) => {
+            Some(Fault::After | Fault::Half) => {
                 let _ = done.await;
                 return Err(failed());
             }
@@ -303,7 +322,8 @@ impl ObjectStore for Faulty {
                 let _ = self.write(location, content, options).await;
                 Err(failed())
             }
-            Some(Fault::Torn(bytes)) => {
+            Some(fault @ (Fault::Torn(_) | Fault::Half)) => {
+                let bytes = if let Fault::Torn(bytes) = fault { bytes } else { content.content_length() / 2 };
                 let torn = joined(&content, bytes);
                 let _ = self.write(location, torn.into(), options).await;
                 Err(failed())

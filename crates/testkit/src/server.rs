@@ -61,7 +61,11 @@ fn unprivileged(installation: Installation) -> Installation {
 impl Server {
     /// One more, for tests that need what is a server's only once to themselves.
     pub async fn start() -> Self {
-        let installation = installation().await;
+        Self::start_with(installation().await).await
+    }
+
+    /// The same with programs of another version.
+    pub async fn start_with(installation: Installation) -> Self {
         // Short: a socket's path has 107 bytes.
         let directory =
             tempfile::Builder::new().prefix("lwt-").tempdir_in("/tmp").expect("a directory").keep();

@@ -2,8 +2,6 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
-pub mod faulty;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +15,7 @@ use loomworks_archive::store::{Location, Store};
 use loomworks_archive::{ClusterIdentity, Repository};
 use loomworks_core::lsn::Segment;
 use loomworks_postgres::{Cluster, PgConnection};
+use loomworks_testkit::faulty::{Fault, Faults, Kind};
 use loomworks_testkit::{Server, free_port};
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
@@ -29,7 +28,7 @@ pub struct Fixture {
     pub server: Server,
     pub repository: Repository,
     pub provider: Arc<PassingProvider>,
-    pub faults: Arc<faulty::Faults>,
+    pub faults: Faults,
     /// Where the repository's objects are.
     pub objects: PathBuf,
     identity: ClusterIdentity,
@@ -53,7 +52,7 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let objects = directory.path().join("repository");
         std::fs::create_dir(&objects).unwrap();
-        let faults = Arc::new(faulty::Faults::default());
+        let faults = Faults::default();
         let provider = Arc::new(PassingProvider::default());
         let store = store(&objects, &faults);
         let repository = Repository::create_in(store, identity.clone(), provider.clone()).await.unwrap();
@@ -71,6 +70,20 @@ impl Fixture {
 
     pub fn cluster(&self) -> &Cluster {
         &self.server.cluster
+    }
+
+    /// Lets the store die at the change after so many: nothing is read any more either.
+    pub fn die(&self, after: u64, fault: Fault) {
+        self.faults.heal();
+        self.faults.only(|operation| matches!(operation.kind, Kind::Write | Kind::Remove));
+        self.faults.crash_at(after + 1, fault);
+    }
+
+    /// Lets it live again, and says whether it had died.
+    pub fn revive(&self) -> bool {
+        let had_died = self.faults.has_crashed();
+        self.faults.heal();
+        had_died
     }
 
     /// Opens the repository anew, as another process would.
@@ -177,10 +190,9 @@ impl Drop for Fixture {
     }
 }
 
-fn store(objects: &Path, faults: &Arc<faulty::Faults>) -> Store {
+fn store(objects: &Path, faults: &Faults) -> Store {
     let local: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(objects).unwrap());
-    let faulty = Arc::new(faulty::Faulty::new(local, faults.clone()));
-    Store::of(faulty, "", Location::Directory(objects.to_owned()))
+    Store::of(faults.around(local), "", Location::Directory(objects.to_owned()))
 }
 
 /// Gives a directory with all that is in it to the server's account.
