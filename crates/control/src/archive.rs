@@ -25,20 +25,14 @@ pub(crate) async fn timeline(admin: &mut PgConnection) -> Result<u32, Error> {
     Ok(timeline.cast_unsigned())
 }
 
-/// What can be restored now.
-pub(crate) async fn catalog(world: &World) -> Result<Catalog, Error> {
-    let mut admin = world.cluster.connect("postgres").await?;
-    let timeline = timeline(&mut admin).await?;
-    drop(admin);
-    Ok(world.repository.catalog(timeline).await?)
+/// The same, on a connection of its own.
+pub(crate) async fn current_timeline(world: &World) -> Result<u32, Error> {
+    timeline(&mut world.cluster.connect("postgres").await?).await
 }
 
-/// Where the newest WAL in the archive ends.
-pub(crate) async fn reach(world: &World) -> Result<Option<Lsn>, Error> {
-    let mut admin = world.cluster.connect("postgres").await?;
-    let timeline = timeline(&mut admin).await?;
-    drop(admin);
-    Ok(world.repository.archived_up_to(timeline).await?)
+/// What can be restored now.
+pub(crate) async fn catalog(world: &World) -> Result<Catalog, Error> {
+    Ok(world.repository.catalog(current_timeline(world).await?).await?)
 }
 
 /// How the archive stands.

@@ -22,7 +22,8 @@ use crate::sql::{ident, literal, run};
 
 /// Why a database's files cannot be moved, or `None`.
 ///
-/// `source` is connected to the database, `target` to any of the receiving cluster; `owner` is a role there that must have been the same one in the source.
+/// `source` is connected to the database, `target` to any of the receiving cluster; `owner` is a role there that must have
+/// been the same one in the source.
 pub async fn obstacle(
     source: &mut PgConnection,
     target: &mut PgConnection,

@@ -174,8 +174,7 @@ impl Work for Restore {
                 Ok(Then::Next(Step::LayOut { before, times: times + 1 }))
             }
             &Step::Check { before, times } => {
-                self.check(world, &side).await?;
-                let name = self.recovered_name(&side).await?.ok_or_else(|| self.not_there())?;
+                let name = self.check(world, &side).await?;
                 // Another tenant's rows are written by this one's owner.
                 let moves =
                     self.source.is_none() && candidate::can_move(world, self.tenant, &side, &name).await?;
@@ -308,8 +307,8 @@ impl Restore {
         Ok(Then::Next(Step::Recover { before, times }))
     }
 
-    /// The tenant existed then, and its tables and indexes are whole.
-    pub(super) async fn check(&self, world: &World, side: &Side) -> Result<(), StepError> {
+    /// The tenant existed then, and its tables and indexes are whole. Gives what its database was called.
+    pub(super) async fn check(&self, world: &World, side: &Side) -> Result<String, StepError> {
         let source = names(world, self.source.unwrap_or(self.tenant)).await?;
         let name = self.recovered_name(side).await?.ok_or_else(|| self.not_there())?;
         let mut recovered = side.cluster.connect("postgres").await?;
@@ -336,7 +335,7 @@ impl Restore {
         }
         drop(inside);
         copy::check(&side.cluster, &name).await?;
-        Ok(())
+        Ok(name)
     }
 
     /// What the database was called then. Its name may have been given to another one since, its number not.

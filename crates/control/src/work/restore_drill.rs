@@ -123,7 +123,7 @@ async fn drill(
         side.remove().await?;
         side.lay_out(world, &plan, context).await?;
         match side.recover().await? {
-            Recovered::Yes => restore.check(world, &side).await,
+            Recovered::Yes => restore.check(world, &side).await.map(drop),
             Recovered::CutOff => {
                 Err(StepError::permanent("its server was cut off", "it is tried the next time"))
             }

@@ -139,16 +139,17 @@ pub(crate) async fn become_ready(
     position: Lsn,
 ) -> Result<Option<String>, Error> {
     // Asked many times while the archive is a moment behind: first what costs a listing.
-    if archive::reach(world).await? < Some(position) {
+    let timeline = archive::current_timeline(world).await?;
+    if world.repository.archived_up_to(timeline).await? < Some(position) {
         return Ok(None);
     }
-    let catalog = archive::catalog(world).await?;
+    let catalog = world.repository.catalog(timeline).await?;
     let backup = match restore::base(&catalog, Target::Lsn(position), time::now()) {
         Ok(backup) => backup,
         Err(CannotRestore::NoBackup | CannotRestore::NotArchived(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if !world.repository.has(catalog.timeline, backup.start, position).await? {
+    if !world.repository.has(timeline, backup.start, position).await? {
         return Ok(None);
     }
     let mut mgmt = world.db.platform.acquire().await?;
