@@ -118,7 +118,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens an object of which the first bytes are there. `Err(Some(n))`: it takes `n` bytes.
+    /// Opens an object of which the first bytes are there. `Ok(Err(n))`: it takes `n` bytes.
     fn parse(
         repository: &Repository,
         name: &str,

@@ -67,7 +67,7 @@ impl Work for VerifyBackup {
                 detail: json!({ "backup": self.label, "problems": damaged }),
             };
             let mut mgmt = world.db.platform.acquire().await?;
-            notifications::raise_and_record(&mut mgmt, None, &notice).await.map_err(Error::from)?;
+            notifications::raise_and_record(&mut mgmt, None, &notice).await?;
         }
         Ok(Then::Done(json!(found)))
     }
