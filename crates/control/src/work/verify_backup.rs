@@ -7,7 +7,6 @@ use serde_json::json;
 
 use crate::World;
 use crate::db::notifications::Severity;
-use crate::error::Error;
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 use crate::notifications::{self, Notice};
 
