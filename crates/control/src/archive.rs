@@ -13,10 +13,10 @@ use sqlx::PgConnection;
 
 use crate::World;
 use crate::access::{Granted, Operator};
-use crate::db::{snapshots, tenants as rows};
+use crate::db::{snapshots, tenants as rows, tiers};
 use crate::error::Error;
 use crate::work::expire;
-use crate::{restores, tenants};
+use crate::{recovery, restores, tenants};
 
 /// The timeline that the cluster is on.
 pub(crate) async fn timeline(admin: &mut PgConnection) -> Result<u32, Error> {
@@ -56,8 +56,20 @@ pub struct ArchiveStatus {
     /// The oldest moment that can be restored.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub recoverable_from: Option<Timestamp>,
+    /// How far back tenants can go, the furthest first. The repository is kept for the first.
+    pub windows: Vec<WindowShown>,
     /// What somebody should look at.
     pub alarms: Vec<String>,
+}
+
+/// The tenants that can go back so many days.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct WindowShown {
+    pub recovery_days: u16,
+    pub tenants: u64,
+    /// The oldest moment that one of them can go back to. A tenant that was made later begins later.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub recoverable_from: Option<Timestamp>,
 }
 
 /// A replication slot.
@@ -119,6 +131,15 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
         }
         Some(_) => {}
     }
+    let recoverable_from = backups.first().map(|backup| backup.finished_at);
+    let mut mgmt = world.db.platform.acquire().await?;
+    let reaches = tiers::reaches(&mut mgmt, world.policy.recovery_days).await?;
+    drop(mgmt);
+    let windows = reaches.iter().map(|reach| WindowShown {
+        recovery_days: reach.days(),
+        tenants: reach.tenants.max(0).cast_unsigned(),
+        recoverable_from: recovery::from(recoverable_from, reach.days(), Timestamp::MIN, now),
+    });
     Ok(ArchiveStatus {
         repository: world.repository.location().to_string(),
         timeline,
@@ -133,7 +154,8 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
         }),
         backups: backups.len() as u64,
         newest_backup_at,
-        recoverable_from: backups.first().map(|backup| backup.finished_at),
+        recoverable_from,
+        windows: windows.collect(),
         alarms,
     })
 }
@@ -141,6 +163,10 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
 /// What would be removed from the repository.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ExpiryShown {
+    /// Every moment of so many days can be brought back.
+    pub recovery_days: u16,
+    /// Why it is so many: whose window is the longest.
+    pub recovery_days_because: String,
     /// Backups that stay, and why.
     pub kept: Vec<KeptShown>,
     /// What goes, by the reason.
@@ -166,13 +192,15 @@ pub struct RemovedShown {
 
 /// What would be removed now.
 pub async fn expiry(world: &World, _: &Operator) -> Result<ExpiryShown, Error> {
-    let plan = expire::plan(world).await?;
+    let (plan, in_force) = expire::plan(world).await?;
     let mut removed: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for removal in plan.removals() {
         let (objects, bytes) = removed.entry(removal.why.to_string()).or_default();
         (*objects, *bytes) = (*objects + 1, *bytes + removal.bytes);
     }
     Ok(ExpiryShown {
+        recovery_days: in_force.days,
+        recovery_days_because: in_force.why,
         kept: plan.kept.into_iter().map(|kept| KeptShown { backup: kept.label, why: kept.why }).collect(),
         removed: removed
             .into_iter()
@@ -185,6 +213,8 @@ pub async fn expiry(world: &World, _: &Operator) -> Result<ExpiryShown, Error> {
 /// The moments to which a tenant can go back.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RecoveryWindow {
+    /// How many days back it can go: its own, its tier's or the platform's.
+    pub recovery_days: u16,
     /// Absent: nothing can be restored yet.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub recoverable_from: Option<Timestamp>,
@@ -199,16 +229,16 @@ pub async fn window(world: &World, granted: &Granted) -> Result<RecoveryWindow, 
     let tenant = tenants::provisioned(world, granted).await?;
     let now = time::now();
     let catalog = catalog(world).await?;
-    let kept_since = now - world.policy.recovery_window();
+    let recovery_days = world.policy.recovery_days_of(tenant.recovery_days);
     let oldest = catalog.backups.first().map(|backup| backup.finished_at);
-    let recoverable_from = oldest.map(|at| at.max(kept_since).max(tenant.created_at.to_jiff()));
+    let recoverable_from = recovery::from(oldest, recovery_days, tenant.created_at.to_jiff(), now);
     let database = restores::database_at(world, granted, &tenant, Target::Time(now)).await?;
     let plan = restore::plan(&catalog, database, Target::Time(now), now).ok();
     let estimated_seconds = match &plan {
         Some(plan) => Some(estimate(world, granted, plan).await?),
         None => None,
     };
-    Ok(RecoveryWindow { recoverable_from, recoverable_until: now, estimated_seconds })
+    Ok(RecoveryWindow { recovery_days, recoverable_from, recoverable_until: now, estimated_seconds })
 }
 
 /// What a restore takes whatever its size: a snapshot, the start of a server, the exchange. Seconds.
@@ -231,13 +261,6 @@ pub async fn estimate(world: &World, granted: &Granted, plan: &RestorePlan) -> R
 
 /// Refuses a moment that is out of what is kept for the tenant.
 pub(crate) fn check_kept(world: &World, tenant: &rows::Tenant, asked: Timestamp) -> Result<(), Error> {
-    let oldest = time::now() - world.policy.recovery_window();
-    if asked >= oldest {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "tenant `{}` can go back {} days",
-        tenant.subdomain, world.policy.recovery_days
-    ))
-    .with_hint(format!("recoverable from {oldest}")))
+    let days = world.policy.recovery_days_of(tenant.recovery_days);
+    recovery::check(tenant.subdomain.as_str(), days, asked, time::now())
 }

@@ -31,6 +31,7 @@ pub mod operators;
 pub mod page;
 pub mod profile;
 pub mod reconcile;
+mod recovery;
 pub mod restores;
 pub mod retirement;
 pub mod routes;

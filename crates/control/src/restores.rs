@@ -15,7 +15,7 @@ use crate::db::{incarnations, tenants as rows};
 use crate::error::Error;
 use crate::work::exchange::SwapBack;
 use crate::work::restore::Restore;
-use crate::{archive, audit, jobs, operations, snapshots, tenants};
+use crate::{archive, audit, jobs, operations, recovery, snapshots, tenants};
 
 /// The moment somebody wants back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +77,9 @@ async fn plan_for(
         }
         Wanted::Position(position) => Target::Lsn(position),
         Wanted::Before(operation) => {
-            Target::Lsn(operations::show(world, granted, operation, 0).await?.operation.lsn)
+            let operation = operations::show(world, granted, operation, 0).await?.operation;
+            archive::check_kept(world, tenant, operation.at)?;
+            Target::Lsn(operation.lsn)
         }
         Wanted::Snapshot(id) => {
             let snapshot = snapshots::get(world, granted, id).await?;
@@ -91,6 +93,11 @@ async fn plan_for(
     };
     let database = database_at(world, granted, tenant, target).await?;
     let catalog = archive::catalog(world).await?;
+    if let Wanted::Position(position) = wanted
+        && let Some(moment) = recovery::reached_by(&catalog.backups, position)
+    {
+        archive::check_kept(world, tenant, moment)?;
+    }
     Ok(restore::plan(&catalog, database, target, time::now())?)
 }
 

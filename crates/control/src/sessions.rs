@@ -59,7 +59,7 @@ pub async fn open(world: &World, granted: &Granted, wanted: &Wanted) -> Result<O
     let name = format!("before {}", wanted.agent);
     let name: String = name.chars().take(255).collect();
     let (snapshot, snapshot_job) =
-        snapshots::request(&mut scoped, granted, &name, SnapshotType::PreAi).await?;
+        snapshots::request(world, &mut scoped, granted, &name, SnapshotType::PreAi).await?;
     let new = New {
         id,
         tenant: granted.tenant(),

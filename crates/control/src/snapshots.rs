@@ -16,20 +16,22 @@ use crate::{audit, jobs, tenants};
 pub async fn create(world: &World, granted: &Granted, name: &Label) -> Result<(Snapshot, JobId), Error> {
     tenants::provisioned(world, granted).await?;
     let mut scoped = granted.begin(&world.db).await?;
-    let (snapshot, job) = request(&mut scoped, granted, name.as_str(), SnapshotType::Manual).await?;
+    let (snapshot, job) = request(world, &mut scoped, granted, name.as_str(), SnapshotType::Manual).await?;
     scoped.commit().await?;
     Ok((snapshot, job))
 }
 
 /// Writes a snapshot and its job down in the caller's transaction.
 pub(crate) async fn request(
+    world: &World,
     scoped: &mut Scoped,
     granted: &Granted,
     name: &str,
     snapshot_type: SnapshotType,
 ) -> Result<(Snapshot, JobId), Error> {
     let (id, tenant) = (SnapshotId::random(), granted.tenant());
-    snapshots::insert(scoped, id, tenant, name, snapshot_type, &granted.actor).await?;
+    let platform_days = world.policy.recovery_days;
+    snapshots::insert(scoped, id, tenant, name, snapshot_type, &granted.actor, platform_days).await?;
     let job = jobs::enqueue(scoped, &TakeSnapshot { tenant, snapshot: id }, &granted.actor).await?;
     let detail = json!({ "snapshot": id, "type": snapshot_type.as_str() });
     audit::record(scoped, &granted.actor, "snapshot.requested", Some(tenant), detail).await?;

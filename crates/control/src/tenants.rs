@@ -212,6 +212,7 @@ fn changeable(tenant: &Tenant) -> Value {
         "max_users": tenant.own_max_users,
         "max_storage_gb": tenant.own_max_storage_gb,
         "max_ai_operations_daily": tenant.own_max_ai_operations_daily,
+        "recovery_days": tenant.own_recovery_days,
     })
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jiff::SignedDuration;
 use loomworks_archive::Repository;
 use loomworks_core::ids::JobId;
 use loomworks_postgres::Cluster;
@@ -112,15 +111,15 @@ pub struct Policy {
     pub archive_days: u16,
     /// For how many days a tenant is served whose subscription has ended.
     pub grace_days: u16,
-    /// How many days back a tenant can go.
+    /// How many days back a tenant can go of whom neither its own limit nor its tier's says it.
     pub recovery_days: u16,
 }
 
 impl Policy {
-    /// How far back a tenant can go.
+    /// How many days back a tenant can go that has this limit, of its own or by its tier.
     #[must_use]
-    pub fn recovery_window(&self) -> SignedDuration {
-        SignedDuration::from_hours(24 * i64::from(self.recovery_days))
+    pub fn recovery_days_of(&self, limit: Option<i32>) -> u16 {
+        limit.and_then(|days| u16::try_from(days).ok()).unwrap_or(self.recovery_days)
     }
 }
 

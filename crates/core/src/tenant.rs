@@ -1,6 +1,7 @@
 //! What a tenant is, which state may follow which, and what a tenant may use.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use jiff::Timestamp;
@@ -210,11 +211,16 @@ pub struct Limits {
     pub max_users: i32,
     pub max_storage_gb: f64,
     pub max_ai_operations_daily: i32,
+    /// How many days back it can go. `None`: what the platform is set to.
+    pub recovery_days: Option<i32>,
 }
+
+/// How many days back a tenant can go: at least one, and at most ten years.
+pub const RECOVERY_DAYS: RangeInclusive<i32> = 1..=3650;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_users: 10, max_storage_gb: 5.0, max_ai_operations_daily: 100 }
+        Self { max_users: 10, max_storage_gb: 5.0, max_ai_operations_daily: 100, recovery_days: None }
     }
 }
 
@@ -232,6 +238,7 @@ pub struct OwnLimits {
     pub max_users: Option<i32>,
     pub max_storage_gb: Option<f64>,
     pub max_ai_operations_daily: Option<i32>,
+    pub recovery_days: Option<i32>,
 }
 
 impl OwnLimits {
@@ -242,6 +249,7 @@ impl OwnLimits {
             max_users: self.max_users.unwrap_or(tier.max_users),
             max_storage_gb: self.max_storage_gb.unwrap_or(tier.max_storage_gb),
             max_ai_operations_daily: self.max_ai_operations_daily.unwrap_or(tier.max_ai_operations_daily),
+            recovery_days: self.recovery_days.or(tier.recovery_days),
         }
     }
 
@@ -255,6 +263,9 @@ impl OwnLimits {
         if self.max_ai_operations_daily.is_some_and(|count| !(0..=1_000_000_000).contains(&count)) {
             return Err(BadLimit { limit: "max_ai_operations_daily", must: "0 to 1,000,000,000" });
         }
+        if self.recovery_days.is_some_and(|days| !RECOVERY_DAYS.contains(&days)) {
+            return Err(BadLimit { limit: "recovery_days", must: "1 to 3650" });
+        }
         Ok(())
     }
 }
@@ -265,6 +276,7 @@ impl From<Limits> for OwnLimits {
             max_users: Some(limits.max_users),
             max_storage_gb: Some(limits.max_storage_gb),
             max_ai_operations_daily: Some(limits.max_ai_operations_daily),
+            recovery_days: limits.recovery_days,
         }
     }
 }

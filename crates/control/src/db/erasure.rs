@@ -117,6 +117,7 @@ pub async fn bury(connection: &mut PgConnection, tenant: TenantId, erased: &Valu
     sqlx::query(
         "UPDATE tenants SET state = 'destroyed', name = '(destroyed)', settings = '{}', tier = 'basic',
              subscription_expires = NULL, max_users = NULL, max_storage_gb = NULL, max_ai_operations_daily = NULL,
+             recovery_days = NULL,
              suspension_reason = NULL, suspension_cause = NULL, suspended_at = NULL, suspended_by = NULL,
              archive_reason = NULL, archived_by = NULL, archived_at = NULL, archived_until = NULL,
              archive_complete_since = NULL, held_by = NULL, destroyed_at = now(), updated_at = now(), erased = $2

@@ -183,6 +183,7 @@ pub struct Update {
     pub max_users: Option<Option<i32>>,
     pub max_storage_gb: Option<Option<f64>>,
     pub max_ai_operations_daily: Option<Option<i32>>,
+    pub recovery_days: Option<Option<i32>>,
     pub settings: Option<Value>,
 }
 
@@ -194,6 +195,7 @@ impl Update {
             max_users: self.max_users.flatten(),
             max_storage_gb: self.max_storage_gb.flatten(),
             max_ai_operations_daily: self.max_ai_operations_daily.flatten(),
+            recovery_days: self.recovery_days.flatten(),
         }
     }
 }
@@ -205,6 +207,7 @@ pub async fn update(connection: &mut PgConnection, id: TenantId, update: &Update
              max_users = CASE WHEN $7 THEN $8 ELSE max_users END,
              max_storage_gb = CASE WHEN $9 THEN $10 ELSE max_storage_gb END,
              max_ai_operations_daily = CASE WHEN $11 THEN $12 ELSE max_ai_operations_daily END,
+             recovery_days = CASE WHEN $13 THEN $14 ELSE recovery_days END,
              updated_at = now()
          WHERE id = $1",
     )
@@ -220,6 +223,8 @@ pub async fn update(connection: &mut PgConnection, id: TenantId, update: &Update
     .bind(update.max_storage_gb.flatten())
     .bind(update.max_ai_operations_daily.is_some())
     .bind(update.max_ai_operations_daily.flatten())
+    .bind(update.recovery_days.is_some())
+    .bind(update.recovery_days.flatten())
     .execute(connection)
     .await
     .map(drop)

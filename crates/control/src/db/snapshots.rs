@@ -7,6 +7,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::Time;
+use super::tenants::LIMITS_IN_FORCE;
 use crate::page::Asked;
 
 /// A snapshot, as shown to whoever may see it.
@@ -63,9 +64,19 @@ impl SnapshotType {
             Self::PreAi => "pre_ai",
         }
     }
+
+    /// The least days for which it is kept, if the tenant can go back less: what somebody has asked for outlasts a short
+    /// window, what comes by itself does not.
+    fn days_min(self) -> i32 {
+        match self {
+            Self::Auto => 1,
+            Self::Manual | Self::PreAi => 30,
+        }
+    }
 }
 
-/// Writes a snapshot down as one to be taken. Twice is once.
+/// Writes a snapshot down as one to be taken. Twice is once. It is kept as long as the tenant can go back;
+/// `platform_days` is how far that is if neither the tenant nor its tier says it.
 pub async fn insert(
     connection: &mut PgConnection,
     id: SnapshotId,
@@ -73,19 +84,25 @@ pub async fn insert(
     name: &str,
     snapshot_type: SnapshotType,
     requested_by: &str,
+    platform_days: u16,
 ) -> sqlx::Result<()> {
-    sqlx::query(
-        "INSERT INTO snapshots (id, tenant_id, name, snapshot_type, requested_by) VALUES ($1, $2, $3, $4, $5)
-         ON CONFLICT (id) DO NOTHING",
-    )
-    .bind(id.0)
-    .bind(tenant.0)
-    .bind(name)
-    .bind(snapshot_type.as_str())
-    .bind(requested_by)
-    .execute(connection)
-    .await
-    .map(drop)
+    let sql = format!(
+        "INSERT INTO snapshots (id, tenant_id, name, snapshot_type, requested_by, expires_at)
+         VALUES ($1, $2, $3, $4, $5, now() + make_interval(days => greatest($6, coalesce(
+             (SELECT l.recovery_days FROM tenants t CROSS JOIN LATERAL {LIMITS_IN_FORCE} l WHERE t.id = $2), $7))))
+         ON CONFLICT (id) DO NOTHING"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(id.0)
+        .bind(tenant.0)
+        .bind(name)
+        .bind(snapshot_type.as_str())
+        .bind(requested_by)
+        .bind(snapshot_type.days_min())
+        .bind(i32::from(platform_days))
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 pub async fn get(

@@ -52,10 +52,13 @@ pub struct Tenant {
     pub max_users: i32,
     pub max_storage_gb: f64,
     pub max_ai_operations_daily: i32,
+    /// How many days back it can go. Absent: what the platform is set to; `recovery-window` says it in any case.
+    pub recovery_days: Option<i32>,
     /// What it has of its own, whatever its tier gives.
     pub own_max_users: Option<i32>,
     pub own_max_storage_gb: Option<f64>,
     pub own_max_ai_operations_daily: Option<i32>,
+    pub own_recovery_days: Option<i32>,
     /// The operators' notes about it, free of form. Its own people see none.
     #[schema(value_type = Object)]
     pub settings: Value,
@@ -92,14 +95,16 @@ pub struct Credentials {
 /// are the two put together.
 pub const LIMITS_IN_FORCE: &str = "(SELECT coalesce(t.max_users, tiers.max_users) AS max_users, \
     coalesce(t.max_storage_gb, tiers.max_storage_gb) AS max_storage_gb, \
-    coalesce(t.max_ai_operations_daily, tiers.max_ai_operations_daily) AS max_ai_operations_daily \
+    coalesce(t.max_ai_operations_daily, tiers.max_ai_operations_daily) AS max_ai_operations_daily, \
+    coalesce(t.recovery_days, tiers.recovery_days) AS recovery_days \
     FROM tiers WHERE tiers.name = t.tier)";
 
 /// A tenant as whoever looks may see it: `loomworks_api` ([`super::API_ROLE`]) looks for the tenant's own people.
 const COLUMNS: &str = "t.id, t.name, subdomain, database_name, state, suspension_reason, suspended_by, suspended_at, \
     suspension_cause, archive_reason, archived_at, archived_until, destroyed_at, profile, tier, subscription_expires, \
-    l.max_users, l.max_storage_gb, l.max_ai_operations_daily, t.max_users AS own_max_users, \
+    l.max_users, l.max_storage_gb, l.max_ai_operations_daily, l.recovery_days, t.max_users AS own_max_users, \
     t.max_storage_gb AS own_max_storage_gb, t.max_ai_operations_daily AS own_max_ai_operations_daily, \
+    t.recovery_days AS own_recovery_days, \
     CASE current_user WHEN 'loomworks_api' THEN '{}' ELSE settings END AS settings, t.created_at, t.updated_at";
 
 /// What [`COLUMNS`] are selected from.
@@ -137,12 +142,12 @@ pub async fn find(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<O
 /// What a tenant may use now: its own limits, what it leaves open from its tier.
 pub async fn limits(connection: &mut PgConnection, id: TenantId) -> sqlx::Result<Limits> {
     let sql = format!(
-        "SELECT l.max_users, l.max_storage_gb, l.max_ai_operations_daily FROM {} WHERE t.id = $1",
+        "SELECT l.max_users, l.max_storage_gb, l.max_ai_operations_daily, l.recovery_days FROM {} WHERE t.id = $1",
         from()
     );
-    let (max_users, max_storage_gb, max_ai_operations_daily) =
+    let (max_users, max_storage_gb, max_ai_operations_daily, recovery_days) =
         sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id.0).fetch_one(connection).await?;
-    Ok(Limits { max_users, max_storage_gb, max_ai_operations_daily })
+    Ok(Limits { max_users, max_storage_gb, max_ai_operations_daily, recovery_days })
 }
 
 /// Which tenants somebody wants to see.

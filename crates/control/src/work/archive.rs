@@ -184,7 +184,8 @@ pub(super) async fn last_snapshot(
     let snapshot = SnapshotId(context.job.0);
     let mut mgmt = world.db.platform.acquire().await?;
     let (name, by) = (format!("as {why}"), &context.requested_by);
-    snapshots::insert(&mut mgmt, snapshot, tenant, &name, SnapshotType::Auto, by).await?;
+    snapshots::insert(&mut mgmt, snapshot, tenant, &name, SnapshotType::Auto, by, world.policy.recovery_days)
+        .await?;
     drop(mgmt);
     let position = mark(world, tenant, snapshot).await?;
     Ok(Some((snapshot, position)))

@@ -88,7 +88,16 @@ async fn note(world: &World, context: &Context) -> Result<u64, Error> {
         for tenant in snapshots::tenants_without(&mut mgmt, NAME, BATCH).await? {
             let id = SnapshotId::random();
             let by = &context.requested_by;
-            snapshots::insert(&mut mgmt, id, tenant, NAME, SnapshotType::Auto, by).await?;
+            snapshots::insert(
+                &mut mgmt,
+                id,
+                tenant,
+                NAME,
+                SnapshotType::Auto,
+                by,
+                world.policy.recovery_days,
+            )
+            .await?;
             wanted.push((tenant, id));
         }
     }

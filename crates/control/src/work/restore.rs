@@ -274,7 +274,16 @@ impl Restore {
         let name = format!("before restore {}", context.job.short());
         let mut mgmt = world.db.platform.acquire().await?;
         let by = &context.requested_by;
-        snapshots::insert(&mut mgmt, snapshot, self.tenant, &name, SnapshotType::Auto, by).await?;
+        snapshots::insert(
+            &mut mgmt,
+            snapshot,
+            self.tenant,
+            &name,
+            SnapshotType::Auto,
+            by,
+            world.policy.recovery_days,
+        )
+        .await?;
         drop(mgmt);
         let position = mark(world, self.tenant, snapshot).await?;
         Ok(Then::Next(Step::LayOut { before: Before { snapshot, position }, times: 1 }))

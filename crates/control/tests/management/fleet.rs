@@ -320,7 +320,7 @@ async fn snapshots_that_are_not_ready_when_its_job_fails_or_tenants_are_tried_ag
         let target = claim(&mut connection, &asked.migration, 0).await.expect("a tenant");
         let snapshot = SnapshotId::random();
         let tenant = target.tenant_id;
-        snapshots::insert(&mut connection, snapshot, tenant, "before", SnapshotType::Auto, "test")
+        snapshots::insert(&mut connection, snapshot, tenant, "before", SnapshotType::Auto, "test", 30)
             .await
             .expect("a snapshot");
         fleet::record_snapshot(&mut connection, id, tenant, snapshot).await.expect("note it");

@@ -35,15 +35,16 @@ async fn limits_are_the_tenants_own_or_its_tiers_everywhere_they_are_read() {
     assert_eq!(tenants::limits(&mut transaction, id).await.expect("limits"), Limits::default());
     let update = Update { tier: Some(Tier::Pro), max_storage_gb: Some(Some(0.5)), ..Update::default() };
     lifecycle::update(&mut transaction, id, &update).await.expect("update");
-    let raised = Limits { max_users: 77, max_storage_gb: 70.0, max_ai_operations_daily: 700 };
+    let raised =
+        Limits { max_users: 77, max_storage_gb: 70.0, max_ai_operations_daily: 700, recovery_days: Some(60) };
     tiers::set(&mut transaction, Tier::Pro, raised).await.expect("change the tier");
     let expected = Limits { max_storage_gb: 0.5, ..raised };
     assert_eq!(tenants::limits(&mut transaction, id).await.expect("limits"), expected);
     let shown = tenants::get(&mut transaction, id).await.expect("get");
-    let Limits { max_users, max_storage_gb, max_ai_operations_daily } = expected;
+    let Limits { max_users, max_storage_gb, max_ai_operations_daily, recovery_days } = expected;
     assert_eq!(
-        (shown.max_users, shown.max_storage_gb, shown.max_ai_operations_daily),
-        (max_users, max_storage_gb, max_ai_operations_daily)
+        (shown.max_users, shown.max_storage_gb, shown.max_ai_operations_daily, shown.recovery_days),
+        (max_users, max_storage_gb, max_ai_operations_daily, recovery_days)
     );
     assert_eq!((shown.own_max_users, shown.own_max_storage_gb), (None, Some(0.5)));
     let update = Update { max_storage_gb: Some(None), ..Update::default() };
@@ -194,7 +195,7 @@ async fn all_rows_of_a_tenant_go_from_every_table_and_no_others() {
     for id in [acme, globex] {
         let snapshot = SnapshotId::random();
         let kind = snapshots::SnapshotType::PreAi;
-        snapshots::insert(&mut admin, snapshot, id, "a", kind, "test").await.expect("a snapshot");
+        snapshots::insert(&mut admin, snapshot, id, "a", kind, "test", 30).await.expect("a snapshot");
         // It refers to the snapshot, which cannot go before it.
         sqlx::query(
             "INSERT INTO ai_sessions (id, tenant_id, agent, role, snapshot_id, requested_by, expires_at)

@@ -10,6 +10,7 @@ mod lifecycle;
 mod master_key;
 mod metrics;
 mod operators;
+mod recovery;
 mod rotation;
 mod row_security;
 mod row_security_verbs;

@@ -201,7 +201,7 @@ fn what_may_have_changed_since_the_last_snapshot_is_closed_and_gets_another_befo
         execute(&world, COMPLETE, tenant.id).await;
         let mut mgmt = world.db.platform.acquire().await.expect("connect");
         let snapshot = SnapshotId::random();
-        snapshots::insert(&mut mgmt, snapshot, tenant.id, "as archived", SnapshotType::Auto, "test")
+        snapshots::insert(&mut mgmt, snapshot, tenant.id, "as archived", SnapshotType::Auto, "test", 30)
             .await
             .expect("a snapshot");
         snapshots::record_ready(&mut mgmt, snapshot, "a backup").await.expect("ready");

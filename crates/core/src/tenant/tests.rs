@@ -84,10 +84,21 @@ fn retention_is_over_at_its_end_or_when_an_operator_says_so_twice() {
 
 #[test]
 fn own_limits_go_before_the_tiers() {
-    let tier = Limits { max_users: 50, max_storage_gb: 50.0, max_ai_operations_daily: 1000 };
+    let tier = Limits {
+        max_users: 50,
+        max_storage_gb: 50.0,
+        max_ai_operations_daily: 1000,
+        recovery_days: Some(60),
+    };
     assert_eq!(OwnLimits::default().over(tier), tier);
-    let own = OwnLimits { max_users: Some(7), max_storage_gb: Some(0.5), max_ai_operations_daily: Some(0) };
-    let expected = Limits { max_users: 7, max_storage_gb: 0.5, max_ai_operations_daily: 0 };
+    let own = OwnLimits {
+        max_users: Some(7),
+        max_storage_gb: Some(0.5),
+        max_ai_operations_daily: Some(0),
+        recovery_days: Some(7),
+    };
+    let expected =
+        Limits { max_users: 7, max_storage_gb: 0.5, max_ai_operations_daily: 0, recovery_days: Some(7) };
     assert_eq!(own.over(tier), expected);
     assert_eq!(own.check(), Ok(()));
     for bad in [
@@ -95,7 +106,15 @@ fn own_limits_go_before_the_tiers() {
         OwnLimits { max_storage_gb: Some(f64::NAN), ..own },
         OwnLimits { max_storage_gb: Some(-1.0), ..own },
         OwnLimits { max_ai_operations_daily: Some(-1), ..own },
+        OwnLimits { recovery_days: Some(0), ..own },
+        OwnLimits { recovery_days: Some(3651), ..own },
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }
+    for days in [1, 3650] {
+        assert_eq!(OwnLimits { recovery_days: Some(days), ..own }.check(), Ok(()));
+    }
+    let left_open = OwnLimits { recovery_days: None, ..own };
+    assert_eq!(left_open.over(tier).recovery_days, Some(60));
+    assert_eq!(left_open.over(Limits::default()).recovery_days, None, "what the platform is set to");
 }

@@ -64,6 +64,7 @@ async fn drill(client: &Client, json: bool) -> Result<ExitCode, Failure> {
 }
 
 fn show_expiry(plan: &ExpiryShown) {
+    output::line(format!("window: {} days; {}", plan.recovery_days, plan.recovery_days_because));
     let kept = plan.kept.iter().map(|kept| [kept.backup.clone(), kept.why.join("; ")]);
     output::table(["STAYS", "WHY"], &kept.collect::<Vec<_>>());
     let removed = plan.removed.iter().map(|one| [one.objects.to_string(), bytes(one.bytes), one.why.clone()]);
@@ -99,6 +100,11 @@ fn show(status: &ArchiveStatus) {
         ["recoverable from".into(), status.recoverable_from.map_or("-".into(), moment)],
     ];
     output::table(["ARCHIVE", ""], &rows);
+    let windows = status.windows.iter().map(|window| {
+        let from = window.recoverable_from.map_or("-".into(), moment);
+        [window.recovery_days.to_string(), window.tenants.to_string(), from]
+    });
+    output::table(["RECOVERY DAYS", "TENANTS", "RECOVERABLE FROM"], &windows.collect::<Vec<_>>());
     for alarm in &status.alarms {
         output::line(format!("alarm: {alarm}"));
     }

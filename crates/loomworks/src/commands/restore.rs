@@ -94,6 +94,7 @@ fn show_window(window: &RecoveryWindow) -> Result<(), Failure> {
     let from = window.recoverable_from.map_or_else(|| "nothing yet".to_owned(), moment);
     let rows = [
         ["recoverable from".into(), from],
+        ["days".into(), window.recovery_days.to_string()],
         ["until".into(), moment(window.recoverable_until)],
         ["a restore takes about".into(), window.estimated_seconds.map_or("-".into(), |s| format!("{s} s"))],
     ];

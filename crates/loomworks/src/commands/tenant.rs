@@ -130,6 +130,7 @@ async fn update(client: &Client, update: TenantUpdate, json: bool) -> Result<(),
         max_users: update.max_users.map(|value| value.0),
         max_storage_gb: update.max_storage_gb.map(|value| value.0),
         max_ai_operations_daily: update.max_ai_operations_daily.map(|value| value.0),
+        recovery_days: update.recovery_days.map(|value| value.0),
         settings,
     };
     show(&client.patch(&format!("/v1/tenants/{}", update.tenant), &body).await?, json)
@@ -223,6 +224,13 @@ pub(super) fn show(tenant: &Tenant, json: bool) -> Result<(), Failure> {
                 tenant.max_ai_operations_daily,
                 own(tenant.own_max_ai_operations_daily.is_some())
             ),
+        ],
+        [
+            "recovery days".into(),
+            match tenant.recovery_days {
+                Some(days) => format!("{days}{}", own(tenant.own_recovery_days.is_some())),
+                None => "the platform's".into(),
+            },
         ],
         ["settings".into(), tenant.settings.to_string()],
         ["made".into(), moment(tenant.created_at.to_jiff())],

@@ -110,7 +110,7 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = 30, value_name = "DAYS", env = "LOOMWORKS_ARCHIVE_DAYS")]
     pub(crate) archive_days: u16,
 
-    /// How many days back a tenant can go: the recovery window.
+    /// How many days back a tenant can go, unless its tier says it or it has a limit of its own.
     #[arg(long, env = "LOOMWORKS_RECOVERY_DAYS", default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650))]
     pub(crate) recovery_days: u16,
 

@@ -132,7 +132,7 @@ pub(crate) enum TenantCommand {
 /// What is left out stays as it is.
 #[derive(Args, Debug)]
 #[group(id = "change", required = true, multiple = true, args = ["name", "tier", "expires", "max_users",
-    "max_storage_gb", "max_ai_operations_daily", "settings"])]
+    "max_storage_gb", "max_ai_operations_daily", "recovery_days", "settings"])]
 pub(crate) struct TenantUpdate {
     pub(crate) tenant: String,
     /// How people call it.
@@ -152,6 +152,9 @@ pub(crate) struct TenantUpdate {
     /// Operations its agents may make in a day, or `tier`.
     #[arg(long, value_name = "NUMBER")]
     pub(crate) max_ai_operations_daily: Option<OrEmpty<i32>>,
+    /// Days that it can go back, or `tier`. What is out of a shorter window is removed for good.
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) recovery_days: Option<OrEmpty<i32>>,
     /// A JSON object, in the place of the former one.
     #[arg(long, value_name = "JSON")]
     pub(crate) settings: Option<String>,
@@ -166,7 +169,7 @@ impl<T: FromStr<Err: std::fmt::Display>> FromStr for OrEmpty<T> {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "never" | "tier" => Ok(Self(None)),
+            "never" | "tier" | "platform" => Ok(Self(None)),
             text => text.parse().map(|value| Self(Some(value))).map_err(|error: T::Err| error.to_string()),
         }
     }
@@ -185,5 +188,9 @@ pub(crate) enum TierCommand {
         max_storage_gb: f64,
         #[arg(long)]
         max_ai_operations_daily: i32,
+        /// Days that its tenants can go back, or `platform` for what `serve --recovery-days` says. Left out: as it was.
+        /// What is out of a shorter window is removed for good.
+        #[arg(long, value_name = "DAYS")]
+        recovery_days: Option<OrEmpty<i32>>,
     },
 }

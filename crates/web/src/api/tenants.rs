@@ -109,6 +109,10 @@ pub struct UpdateTenant {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "null_is_a_value")]
     #[schema(value_type = Option<i32>)]
     pub max_ai_operations_daily: Option<Option<i32>>,
+    /// How many days back it can go, 1 to 3650. `null`: the tier's.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "null_is_a_value")]
+    #[schema(value_type = Option<i32>)]
+    pub recovery_days: Option<Option<i32>>,
     /// A JSON object of at most 16 KB. It replaces the former one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -116,7 +120,7 @@ pub struct UpdateTenant {
 }
 
 /// Tells `null` from what is left out.
-fn null_is_a_value<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub(super) fn null_is_a_value<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(from).map(Some)
@@ -132,6 +136,7 @@ impl UpdateTenant {
             max_users: self.max_users,
             max_storage_gb: self.max_storage_gb,
             max_ai_operations_daily: self.max_ai_operations_daily,
+            recovery_days: self.recovery_days,
             settings: self.settings.map(Value::Object),
         })
     }

@@ -3,13 +3,15 @@
 use axum::Json;
 use axum::extract::State;
 use loomworks_control::db::tiers::TierLimits;
+use loomworks_control::tiers::Wanted;
 use loomworks_control::{Error, World, tiers};
-use loomworks_core::tenant::{Limits, Tier};
+use loomworks_core::tenant::Tier;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::tenants::null_is_a_value;
 use crate::error::{Problem, ProblemDetails};
 use crate::extract::{AsOperator, Authenticated, Body, Params};
 
@@ -27,6 +29,10 @@ pub struct SetTier {
     pub max_storage_gb: f64,
     #[schema(example = 1000)]
     pub max_ai_operations_daily: i32,
+    /// How many days back its tenants can go, 1 to 3650. `null`: what the platform is set to. Left out: as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "null_is_a_value")]
+    #[schema(value_type = Option<i32>, example = 60)]
+    pub recovery_days: Option<Option<i32>>,
 }
 
 #[derive(Deserialize)]
@@ -57,7 +63,7 @@ async fn set(
     Body(body): Body<SetTier>,
 ) -> Result<Json<TierLimits>, Problem> {
     let tier: Tier = tier.parse().map_err(|_| Error::NotFound("such tier"))?;
-    let SetTier { max_users, max_storage_gb, max_ai_operations_daily } = body;
-    let limits = Limits { max_users, max_storage_gb, max_ai_operations_daily };
-    Ok(Json(tiers::set(&world, &operator, tier, limits).await?))
+    let SetTier { max_users, max_storage_gb, max_ai_operations_daily, recovery_days } = body;
+    let wanted = Wanted { max_users, max_storage_gb, max_ai_operations_daily, recovery_days };
+    Ok(Json(tiers::set(&world, &operator, tier, wanted).await?))
 }

@@ -99,7 +99,16 @@ impl Worker {
             format!("before fleet migration {}", self.definition.name).chars().take(255).collect();
         let mut transaction = self.world.db.platform.begin().await?;
         fleet::without_waiting_for_the_disk(&mut transaction).await?;
-        snapshots::insert(&mut transaction, id, tenant, &name, SnapshotType::Auto, by).await?;
+        snapshots::insert(
+            &mut transaction,
+            id,
+            tenant,
+            &name,
+            SnapshotType::Auto,
+            by,
+            self.world.policy.recovery_days,
+        )
+        .await?;
         fleet::record_snapshot(&mut transaction, self.definition.id, tenant, id).await?;
         transaction.commit().await?;
         Ok(id)
