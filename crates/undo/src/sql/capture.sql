@@ -33,6 +33,31 @@ END $$;
 ALTER FUNCTION loomworks.begin_operation() OWNER TO loomworks_log;
 REVOKE ALL ON FUNCTION loomworks.begin_operation() FROM PUBLIC;
 
+-- All rows of a table that is about to be emptied. "columns" are those of its log, "row_values" what goes into them.
+CREATE OR REPLACE FUNCTION loomworks.capture_truncate(target oid, number integer, columns text, row_values text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    total bigint;
+BEGIN
+    INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, relations)
+    VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user, 'truncate',
+            left(current_query(), 10000), pg_current_wal_insert_lsn(), ARRAY[number])
+    ON CONFLICT (xid, at) DO UPDATE SET relations = operation.relations || excluded.relations,
+        kind = CASE operation.kind WHEN 'change' THEN 'truncate' ELSE operation.kind END;
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM ONLY %s LIMIT 100001) r', target::regclass) INTO total;
+    IF total <= 100000 THEN
+        EXECUTE format('INSERT INTO loomworks.row_%s (xid, at, kind%s)
+                        SELECT pg_current_xact_id(), statement_timestamp(), ''D''%s FROM ONLY %s r',
+                       number, columns, row_values, target::regclass);
+    ELSE
+        UPDATE loomworks.operation
+        SET note = jsonb_set(note, '{truncated}', coalesce(note -> 'truncated', '[]') || to_jsonb(target::regclass::text))
+        WHERE xid = pg_current_xact_id() AND at = statement_timestamp();
+    END IF;
+END $$;
+ALTER FUNCTION loomworks.capture_truncate(oid, integer, text, text) OWNER TO loomworks_log;
+REVOKE ALL ON FUNCTION loomworks.capture_truncate(oid, integer, text, text) FROM PUBLIC;
+
 -- Our triggers on the tables as text, to notice that one was changed: each, and those of a table together.
 CREATE OR REPLACE VIEW loomworks.own_trigger AS
     SELECT tgrelid AS relation, tgname AS name,
@@ -45,77 +70,85 @@ CREATE OR REPLACE VIEW loomworks.fingerprint AS
 -- table that is recorded has got other columns: triggers stay what they are.
 --
 -- Each tenant's database runs this once in a session when an app is upgraded, so that it is few statements, without what
--- takes long to plan. "anew": the function is written also when no column has changed.
+-- takes long to plan: two short lists are put together here rather than by a join. "anew": the function is written also
+-- when no column has changed.
+--
+-- The search path, and whether names are quoted, is set by all that call it.
 CREATE OR REPLACE FUNCTION loomworks.follow_columns(target oid, number integer, anew boolean) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off SET check_function_bodies = off AS $$
+    LANGUAGE plpgsql SET check_function_bodies = off AS $$
 DECLARE
-    log CONSTANT text := 'loomworks.row_' || number;
+    log CONSTANT text := 'loomworks.row_' || number::text;
+    -- What is recorded, by the number of the column, if there is one.
+    recorded loomworks.attribute[];
+    was loomworks.attribute;
+    last_slot integer := 0;
+    -- How many columns were there, less those that are there still.
+    missing integer := 0;
     col record;
-    this_slot integer := 0;
-    is_changed boolean := anew;
-    is_made boolean := false;
-    additions text;
+    additions text := '';
     -- With %1$s for "o" and "n", and for OLD, NEW and the row of a copy.
     columns text := '';
     row_values text := '';
-    settings text := '';
-    body text;
+    settings text;
 BEGIN
-    -- What is recorded and what is there. A column that is gone keeps its slot; one that was given another type is gone,
-    -- and gets a new slot.
+    FOR was IN SELECT * FROM loomworks.attribute WHERE relation_id = number LOOP
+        last_slot := greatest(last_slot, was.slot);
+        IF was.attnum IS NOT NULL THEN
+            recorded[was.attnum] := was;
+            missing := missing + 1;
+        END IF;
+    END LOOP;
+    -- A column that is gone keeps its slot; one that was given another type is gone, and gets a new slot.
     --
     -- Types that somebody made could be dropped under the log, and are stored as text. format() calls the type's output
     -- function and no cast; num_nonnulls() tells NULL from a composite of NULLs.
     FOR col IN
-        SELECT a.slot, a.attnum AS was, a.name, p.attnum, p.attname, p.type, p.atttypid >= 16384 AS is_made,
-            '"' || replace(replace(p.attname, '"', '""'), '%', '%%') || '"' AS quoted
-        FROM (SELECT slot, attnum, name, type FROM loomworks.attribute WHERE relation_id = number) a
-        FULL JOIN (SELECT attnum, attname, atttypid, format_type(atttypid, atttypmod) AS type FROM pg_attribute
-                   WHERE attrelid = target AND attnum > 0 AND NOT attisdropped) p
-        ON a.attnum = p.attnum AND a.type = p.type ORDER BY a.slot
+        SELECT attnum, attname, format_type(atttypid, atttypmod) AS type, atttypid >= 16384 AS is_made,
+            '"' || replace(replace(attname, '"', '""'), '%', '%%') || '"' AS quoted
+        FROM pg_attribute WHERE attrelid = target AND attnum > 0 AND NOT attisdropped
     LOOP
-        this_slot := coalesce(col.slot, this_slot + 1);
-        IF col.attnum IS NULL THEN
-            IF col.was IS NOT NULL THEN
-                UPDATE loomworks.attribute SET attnum = NULL WHERE relation_id = number AND slot = this_slot;
-                is_changed := true;
+        was := recorded[col.attnum];
+        IF was.type = col.type THEN
+            missing := missing - 1;
+            IF was.name <> col.attname THEN
+                UPDATE loomworks.attribute SET name = col.attname WHERE relation_id = number AND slot = was.slot;
+                anew := true;
             END IF;
-            CONTINUE;
-        END IF;
-        IF col.slot IS NULL THEN
+        ELSE
+            last_slot := last_slot + 1;
+            was.slot := last_slot;
             INSERT INTO loomworks.attribute (relation_id, slot, attnum, name, type, since)
-            VALUES (number, this_slot, col.attnum, col.attname, col.type, nextval('loomworks.row_seq'));
-            additions := concat_ws(', ', additions, format('ADD COLUMN o%s %s, ADD COLUMN n%1$s %2$s', this_slot,
-                                                           CASE WHEN col.is_made THEN 'text' ELSE col.type END));
-            is_changed := true;
-        ELSIF col.name <> col.attname THEN
-            UPDATE loomworks.attribute SET name = col.attname WHERE relation_id = number AND slot = this_slot;
-            is_changed := true;
+            VALUES (number, last_slot, col.attnum, col.attname, col.type, nextval('loomworks.row_seq'));
+            additions := additions || format(', ADD COLUMN o%s %s, ADD COLUMN n%1$s %2$s', last_slot,
+                                             CASE WHEN col.is_made THEN 'text' ELSE col.type END);
         END IF;
-        columns := format('%s, %%1$s%s', columns, this_slot);
+        columns := columns || ', %1$s' || was.slot::text;
         IF col.is_made THEN
-            is_made := true;
             row_values := row_values || format(', CASE WHEN pg_catalog.num_nonnulls(%%1$s.%1$s) OPERATOR(pg_catalog.=) 1 THEN pg_catalog.format(''%%%%s'', %%1$s.%1$s) END', col.quoted);
+            -- Text of such a value must not depend on what the agent has set.
+            settings := 'SET DateStyle = ''ISO, YMD'' SET IntervalStyle = ''iso_8601'' SET extra_float_digits = 1
+                         SET bytea_output = ''hex'' SET TimeZone = ''UTC'' SET lc_monetary = ''C''';
         ELSE
             row_values := row_values || ', %1$s.' || col.quoted;
         END IF;
     END LOOP;
-    IF NOT is_changed THEN
+    IF missing > 0 THEN
+        UPDATE loomworks.attribute a SET attnum = NULL WHERE relation_id = number AND attnum IS NOT NULL AND NOT EXISTS (
+            SELECT FROM pg_attribute p WHERE p.attrelid = target AND p.attnum = a.attnum AND NOT p.attisdropped
+            AND format_type(p.atttypid, p.atttypmod) = a.type);
+        anew := true;
+    END IF;
+    IF additions <> '' THEN
+        EXECUTE 'ALTER TABLE ' || log || right(additions, -1);
+    ELSIF NOT anew THEN
         RETURN;
     END IF;
-    IF additions IS NOT NULL THEN
-        EXECUTE format('ALTER TABLE %s %s', log, additions);
-    END IF;
-    IF is_made THEN
-        -- Text of such a value must not depend on what the agent has set.
-        settings := 'SET DateStyle = ''ISO, YMD'' SET IntervalStyle = ''iso_8601'' SET extra_float_digits = 1
-                     SET bytea_output = ''hex'' SET TimeZone = ''UTC'' SET lc_monetary = ''C''';
-    END IF;
 
-    -- Names are the tenant's and may contain anything, the marks of a quotation too: the body is quoted as a value.
-    body := format($f$
-        DECLARE
-            total bigint;
+    -- Names are the tenant's and may contain anything, the marks of a quotation too: the body is quoted as a value. Whose
+    -- the function is and who may call it stays.
+    EXECUTE format('CREATE OR REPLACE FUNCTION loomworks.capture_%s() RETURNS trigger
+                        LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp %s AS %L', number, settings,
+        format($f$
         BEGIN
             IF TG_OP = 'UPDATE' THEN
                 INSERT INTO %1$s (xid, at, kind%2$s%3$s)
@@ -125,30 +158,11 @@ BEGIN
             ELSIF TG_OP = 'DELETE' THEN
                 INSERT INTO %1$s (xid, at, kind%2$s) VALUES (pg_current_xact_id(), statement_timestamp(), 'D'%4$s);
             ELSE
-                INSERT INTO loomworks.operation (xid, at, until, session, kind, statement, lsn, relations)
-                VALUES (pg_current_xact_id(), statement_timestamp(), statement_timestamp(), session_user, 'truncate',
-                        left(current_query(), 10000), pg_current_wal_insert_lsn(), ARRAY[%7$s])
-                ON CONFLICT (xid, at) DO UPDATE SET relations = operation.relations || excluded.relations,
-                    kind = CASE operation.kind WHEN 'change' THEN 'truncate' ELSE operation.kind END;
-                EXECUTE format('SELECT count(*) FROM (SELECT FROM ONLY %%s LIMIT 100001) r', TG_RELID::regclass) INTO total;
-                IF total <= 100000 THEN
-                    EXECUTE format(%6$L, TG_RELID::regclass);
-                ELSE
-                    UPDATE loomworks.operation
-                    SET note = jsonb_set(note, '{truncated}', coalesce(note -> 'truncated', '[]') || to_jsonb(TG_RELID::regclass::text))
-                    WHERE xid = pg_current_xact_id() AND at = statement_timestamp();
-                END IF;
+                PERFORM loomworks.capture_truncate(TG_RELID, %6$s, '%2$s', %7$L);
             END IF;
             RETURN NULL;
-        END $f$,
-        log, format(columns, 'o'), format(columns, 'n'), format(row_values, 'OLD'), format(row_values, 'NEW'),
-        format('INSERT INTO %s (xid, at, kind%s) SELECT pg_current_xact_id(), statement_timestamp(), ''D''%s FROM ONLY %%s r',
-               log, format(columns, 'o'), replace(format(row_values, 'r'), '%', '%%')),
-        number);
-    -- Keeps its owner and who may call it.
-    EXECUTE format('CREATE OR REPLACE FUNCTION loomworks.capture_%s() RETURNS trigger
-                        LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp %s AS %L',
-                   number, settings, body);
+        END $f$, log, format(columns, 'o'), format(columns, 'n'), format(row_values, 'OLD'), format(row_values, 'NEW'), number,
+               format(row_values, 'r')));
 END $$;
 REVOKE ALL ON FUNCTION loomworks.follow_columns(oid, integer, boolean) FROM PUBLIC;
 

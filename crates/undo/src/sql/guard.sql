@@ -5,8 +5,51 @@
 
 -- After any DDL: the triggers are as they were, new and changed tables are recorded, the statement is in the log.
 -- Outside of an event trigger the first query fails, so nobody can write into the log by calling this.
+--
+-- An app's upgrade comes here once in each tenant's database, in a session that knows nothing yet. What costs there is not
+-- to run a statement but to parse and plan it, and to look up each function, operator and table that it names. So what an
+-- upgrade mostly does is seen to here with as few words as possible: a table that is recorded, stands alone and holds no
+-- users has got other columns, or an index. Everything else is after_other_ddl()'s.
 CREATE OR REPLACE FUNCTION loomworks.after_ddl(tag text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
+DECLARE
+    commands integer := 0;
+    target oid;
+    its_name text;
+    is_table boolean;
+    is_light boolean;
+    number integer;
+BEGIN
+    FOR target, its_name, is_table, is_light IN
+        SELECT objid, object_identity, object_type = 'table', object_type IN ('table', 'index') AND schema_name <> 'loomworks'
+            AND command_tag IN ('ALTER TABLE', 'CREATE INDEX', 'COMMENT')
+        FROM pg_event_trigger_ddl_commands()
+    LOOP
+        commands := commands + 1;
+    END LOOP;
+    IF commands = 1 AND is_light
+       AND NOT (session_user = 'loomworks_undo' OR session_user >= 'lwai_' AND session_user < 'lwai`') THEN
+        IF NOT is_table THEN
+            RETURN;
+        END IF;
+        -- What is done to a table is done to its partitions and heirs, which the statement does not name. All that these
+        -- statements can do to a trigger is to switch it: there are to be the three that record, each for "always".
+        SELECT id INTO number FROM loomworks.relation WHERE oid = target AND name = its_name
+        AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = target OR inhrelid = target)
+        AND (SELECT string_agg(CASE WHEN tgname IN ('!loomworks_operation', '!loomworks_row', '!loomworks_truncate')
+                                    THEN tgenabled::text ELSE 'another' END, '')
+             FROM pg_trigger WHERE tgrelid = target AND starts_with(tgname, '!loomworks_')) = 'AAA';
+        IF FOUND THEN
+            PERFORM loomworks.follow_columns(target, number, false);
+            RETURN;
+        END IF;
+    END IF;
+    PERFORM loomworks.after_other_ddl(tag);
+END $$;
+
+-- After DDL of any kind, of anybody.
+CREATE OR REPLACE FUNCTION loomworks.after_other_ddl(tag text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
     -- What an app's upgrade mostly is. None of these makes a table or a sequence, or gives a name to what it does not name.
     plain CONSTANT text[] := ARRAY['ALTER TABLE', 'CREATE INDEX', 'COMMENT'];
@@ -111,6 +154,7 @@ BEGIN
         END IF;
     END IF;
 END $$;
+REVOKE ALL ON FUNCTION loomworks.after_other_ddl(text) FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION loomworks.after_drop(tag text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
@@ -152,10 +196,12 @@ GRANT EXECUTE ON FUNCTION loomworks.after_ddl(text), loomworks.after_drop(text) 
 -- These run as whoever runs the DDL, and so can tell the superuser (and our own functions) from everybody else: only he has
 -- the rights of the one with the number 10, whom initdb makes. The undo engine makes nothing but temporary tables; what runs
 -- in its session as another role is the tenant's code.
+--
+-- on_ddl() names everything in full: to have a search path set for it would cost more than all it does.
 CREATE OR REPLACE FUNCTION loomworks.on_ddl() RETURNS event_trigger
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql AS $$
 BEGIN
-    IF current_user = 'loomworks_undo' OR pg_has_role(10, 'USAGE') THEN
+    IF current_user OPERATOR(pg_catalog.=) 'loomworks_undo' OR pg_catalog.pg_has_role(10, 'USAGE') THEN
         RETURN;
     END IF;
     PERFORM loomworks.after_ddl(tg_tag);

@@ -49,7 +49,9 @@ ALTER TABLE loomworks.relation OWNER TO loomworks_log;
 
 -- A column that is recorded: its slot names the row log's pair o<slot>, n<slot>.
 CREATE TABLE IF NOT EXISTS loomworks.attribute (
-    relation_id integer NOT NULL REFERENCES loomworks.relation,
+    -- Of a row of loomworks.relation, of which none is ever deleted. No foreign key: to check it would cost more than to
+    -- write the row, in each tenant's database when an app gets a column.
+    relation_id integer NOT NULL,
     slot        integer NOT NULL,
     -- The column, while there is one.
     attnum      smallint,
@@ -59,4 +61,5 @@ CREATE TABLE IF NOT EXISTS loomworks.attribute (
     since       bigint NOT NULL,
     PRIMARY KEY (relation_id, slot)
 );
+ALTER TABLE loomworks.attribute DROP CONSTRAINT IF EXISTS attribute_relation_id_fkey;
 ALTER TABLE loomworks.attribute OWNER TO loomworks_log;

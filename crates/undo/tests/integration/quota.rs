@@ -319,6 +319,7 @@ async fn neither_agents_nor_owners_can_lift_a_limit() {
     unblock(&mut tenant.admin().await).await.unwrap();
     for attempt in [
         r#"ALTER TABLE users DISABLE TRIGGER "!loomworks_users_added""#,
+        r#"ALTER TABLE users ENABLE ALWAYS TRIGGER "!loomworks_users_added""#,
         "ALTER TABLE users DISABLE TRIGGER USER",
         r#"DROP TRIGGER "!loomworks_users_changed" ON users"#,
     ] {

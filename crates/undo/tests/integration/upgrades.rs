@@ -163,6 +163,28 @@ async fn the_function_that_records_stays_ours() {
 }
 
 #[tokio::test]
+async fn an_upgrade_cannot_switch_the_recording() {
+    let tenant = Tenant::with(&format!("{GOODS} CREATE TABLE heir () INHERITS (good)")).await;
+    for table in ["good", "heir"] {
+        for switch in [
+            "DISABLE TRIGGER ALL",
+            "DISABLE TRIGGER USER",
+            "DISABLE TRIGGER \"!loomworks_truncate\"",
+            "ENABLE TRIGGER \"!loomworks_row\"",
+            "ENABLE REPLICA TRIGGER \"!loomworks_operation\"",
+            "ADD COLUMN note text, DISABLE TRIGGER \"!loomworks_row\"",
+        ] {
+            let statement = format!("ALTER TABLE {table} {switch}");
+            let refused = run(&mut tenant.app().await, &statement).await.unwrap_err().to_string();
+            assert!(refused.contains("cannot be changed"), "{statement}: {refused}");
+        }
+    }
+    tenant.by_app("DROP TABLE heir").await;
+    let refused = run(&mut tenant.app().await, "ALTER TABLE good DISABLE TRIGGER ALL").await.unwrap_err();
+    assert!(refused.to_string().contains("the recording of public.good cannot be changed"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_recording_that_a_superuser_has_broken_stops_upgrades_until_it_is_installed_again() {
     let tenant = Tenant::with(GOODS).await;
     for broken in [
