@@ -8,7 +8,7 @@ mod targets;
 use loomworks_core::ids::FleetMigrationId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgPool, PgTransaction};
 use uuid::Uuid;
 
 use super::Time;
@@ -383,7 +383,7 @@ pub async fn left(
     .await
 }
 
-/// What this transaction writes need not have reached the disk when it ends.
-pub async fn without_waiting_for_the_disk(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query("SET LOCAL synchronous_commit = off").execute(connection).await.map(drop)
+/// A transaction that need not have reached the disk when it ends.
+pub async fn begin(pool: &PgPool) -> sqlx::Result<PgTransaction<'static>> {
+    pool.begin_with("BEGIN; SET LOCAL synchronous_commit = off").await
 }

@@ -257,17 +257,19 @@ impl MigrateFleet {
         // First: what is committed after this is committed by us.
         inside::end_sessions(world, &session_name(self.migration)).await?;
         for target in fleet::under_way(&mut mgmt, self.migration).await? {
-            let by = &context.requested_by;
-            match inside::is_applied(&world.cluster, &target.database_name, self.migration).await {
-                Ok(true) => record(world, definition, by, &target, Ended::of("applied")).await?,
-                Ok(false) => {}
+            let unknown;
+            let ended = match inside::is_applied(&world.cluster, &target.database_name, self.migration).await
+            {
+                Ok(true) => Ended::of("applied"),
+                Ok(false) => continue,
                 Err(error) => {
-                    let error = format!("{NOT_KNOWN}: {}", chain(&error));
-                    let (error, hint) = (Some(error.as_str()), Some(NOT_KNOWN_HINT));
-                    let ended = Ended { error, hint, ..Ended::of("failed") };
-                    record(world, definition, by, &target, ended).await?;
+                    unknown = format!("{NOT_KNOWN}: {}", chain(&error));
+                    Ended { error: Some(&unknown), hint: Some(NOT_KNOWN_HINT), ..Ended::of("failed") }
                 }
-            }
+            };
+            let mut transaction = fleet::begin(&world.db.platform).await?;
+            record(&mut transaction, definition, &context.requested_by, &target, ended).await?;
+            transaction.commit().await?;
         }
         fleet::take_back(&mut mgmt, self.migration).await?;
         Ok(())
@@ -368,21 +370,19 @@ fn session_name(migration: FleetMigrationId) -> String {
 
 /// Notes how a tenant's try ended.
 async fn record(
-    world: &World,
+    connection: &mut PgConnection,
     definition: &Definition,
     actor: &str,
     target: &Target,
     ended: Ended<'_>,
 ) -> Result<(), Error> {
-    let mut transaction = world.db.platform.begin().await?;
-    fleet::without_waiting_for_the_disk(&mut transaction).await?;
-    let ours = fleet::record(&mut transaction, definition.id, target, ended).await?;
+    let ours = fleet::record(connection, definition.id, target, ended).await?;
     if ours && ended.state == "applied" {
         let detail = json!({ "migration": definition.id, "name": definition.name });
         let tenant = Some(target.tenant_id);
-        audit::record(&mut transaction, actor, "tenant.migrated", tenant, detail).await?;
+        audit::record(connection, actor, "tenant.migrated", tenant, detail).await?;
     }
-    Ok(transaction.commit().await?)
+    Ok(())
 }
 
 /// Why no more tenants may be begun.

@@ -2,6 +2,7 @@
 
 use loomworks_core::ids::SnapshotId;
 use loomworks_postgres::PgConnection;
+use sqlx::PgTransaction;
 use tokio::time::Instant;
 
 use super::record;
@@ -28,65 +29,75 @@ impl Worker {
     /// An error of this is the management database's. What one tenant has wrong is noted with the tenant.
     pub(super) async fn work(self) -> Result<(), Error> {
         let mut admin = None;
-        while let Some(target) = self.claim().await? {
-            if !matches!(target.tenant_state.as_str(), "active" | "suspended") {
-                let error = format!("the tenant is {}", target.tenant_state);
-                self.record(&target, Ended { error: Some(&error), ..Ended::of("skipped") }).await?;
-                continue;
-            }
-            if target.busy {
-                self.put_back(&target, "the tenant is being restored").await?;
-                continue;
-            }
-            if self.definition.snapshot_before {
-                let snapshot = self.snapshot(&target).await?;
-                if let Err(error) = self.mark(&mut admin, &target, snapshot).await {
-                    // A connection that is broken must not be the next tenant's.
-                    admin = None;
-                    self.put_back(&target, &format!("no snapshot can be taken: {}", chain(&error))).await?;
-                    continue;
-                }
-            }
-            let started = Instant::now();
-            let outcome = inside::apply(&self.world, &self.definition, &target, &self.session).await;
-            let milliseconds = i64::try_from(started.elapsed().as_millis()).ok();
-            match outcome {
-                Outcome::Applied => {
-                    self.record(&target, Ended { milliseconds, ..Ended::of("applied") }).await?;
-                }
-                Outcome::Busy(why) => self.put_back(&target, &why).await?,
-                Outcome::Failed(failure) => {
-                    let error = Some(failure.error.as_str());
-                    let (hint, sqlstate) = (failure.hint.as_deref(), failure.sqlstate.as_deref());
-                    let ended = Ended { error, hint, sqlstate, milliseconds, ..Ended::of("failed") };
-                    self.record(&target, ended).await?;
-                }
-            }
+        let mut next = self.claim(self.begin().await?).await?;
+        while let Some(target) = next {
+            next = self.migrate(&mut admin, &target).await?;
         }
         Ok(())
     }
 
-    async fn claim(&self) -> Result<Option<Target>, Error> {
-        let mut transaction = self.world.db.platform.begin().await?;
-        fleet::without_waiting_for_the_disk(&mut transaction).await?;
+    /// Does what is to be done with a tenant, and takes the next one.
+    async fn migrate(
+        &self,
+        admin: &mut Option<PgConnection>,
+        target: &Target,
+    ) -> Result<Option<Target>, Error> {
+        if !matches!(target.tenant_state.as_str(), "active" | "suspended") {
+            let error = format!("the tenant is {}", target.tenant_state);
+            return self.record(target, Ended { error: Some(&error), ..Ended::of("skipped") }).await;
+        }
+        if target.busy {
+            return self.put_back(target, "the tenant is being restored").await;
+        }
+        if self.definition.snapshot_before {
+            let snapshot = self.snapshot(target).await?;
+            if let Err(error) = self.mark(admin, target, snapshot).await {
+                // A connection that is broken must not be the next tenant's.
+                *admin = None;
+                return self.put_back(target, &format!("no snapshot can be taken: {}", chain(&error))).await;
+            }
+        }
+        let started = Instant::now();
+        let outcome = inside::apply(&self.world, &self.definition, target, &self.session).await;
+        let milliseconds = i64::try_from(started.elapsed().as_millis()).ok();
+        match outcome {
+            Outcome::Applied => self.record(target, Ended { milliseconds, ..Ended::of("applied") }).await,
+            Outcome::Busy(why) => self.put_back(target, &why).await,
+            Outcome::Failed(failure) => {
+                let error = Some(failure.error.as_str());
+                let (hint, sqlstate) = (failure.hint.as_deref(), failure.sqlstate.as_deref());
+                self.record(target, Ended { error, hint, sqlstate, milliseconds, ..Ended::of("failed") })
+                    .await
+            }
+        }
+    }
+
+    async fn begin(&self) -> Result<PgTransaction<'static>, Error> {
+        Ok(fleet::begin(&self.world.db.platform).await?)
+    }
+
+    /// Takes a tenant, as the last thing that a transaction does: how one ended and who comes next is one commit.
+    async fn claim(&self, mut transaction: PgTransaction<'_>) -> Result<Option<Target>, Error> {
         let target = fleet::claim(&mut transaction, self.definition.id, self.wave).await?;
         transaction.commit().await?;
         Ok(target)
     }
 
-    async fn record(&self, target: &Target, ended: Ended<'_>) -> Result<(), Error> {
-        record(&self.world, &self.definition, &self.actor, target, ended).await
+    async fn record(&self, target: &Target, ended: Ended<'_>) -> Result<Option<Target>, Error> {
+        let mut transaction = self.begin().await?;
+        record(&mut transaction, &self.definition, &self.actor, target, ended).await?;
+        self.claim(transaction).await
     }
 
     /// Lets a tenant wait that cannot be worked with, until its patience is over.
-    async fn put_back(&self, target: &Target, why: &str) -> Result<(), Error> {
-        if target.busy_seconds < f64::from(self.definition.busy_timeout_seconds) {
-            let mut mgmt = self.world.db.platform.acquire().await?;
-            let id = self.definition.id;
-            return Ok(fleet::put_back(&mut mgmt, id, target, why, BUSY_RETRY_SECONDS).await?);
+    async fn put_back(&self, target: &Target, why: &str) -> Result<Option<Target>, Error> {
+        if target.busy_seconds >= f64::from(self.definition.busy_timeout_seconds) {
+            let hint = Some("resume it with --retry-failed when the tenant is back");
+            return self.record(target, Ended { error: Some(why), hint, ..Ended::of("failed") }).await;
         }
-        let hint = Some("resume it with --retry-failed when the tenant is back");
-        self.record(target, Ended { error: Some(why), hint, ..Ended::of("failed") }).await
+        let mut transaction = self.begin().await?;
+        fleet::put_back(&mut transaction, self.definition.id, target, why, BUSY_RETRY_SECONDS).await?;
+        self.claim(transaction).await
     }
 
     /// The tenant's snapshot before the migration, written down if it was not.
@@ -97,18 +108,9 @@ impl Worker {
         let (id, tenant, by) = (SnapshotId::random(), target.tenant_id, &self.definition.requested_by);
         let name: String =
             format!("before fleet migration {}", self.definition.name).chars().take(255).collect();
-        let mut transaction = self.world.db.platform.begin().await?;
-        fleet::without_waiting_for_the_disk(&mut transaction).await?;
-        snapshots::insert(
-            &mut transaction,
-            id,
-            tenant,
-            &name,
-            SnapshotType::Auto,
-            by,
-            self.world.policy.recovery_days,
-        )
-        .await?;
+        let mut transaction = self.begin().await?;
+        let days = self.world.policy.recovery_days;
+        snapshots::insert(&mut transaction, id, tenant, &name, SnapshotType::Auto, by, days).await?;
         fleet::record_snapshot(&mut transaction, self.definition.id, tenant, id).await?;
         transaction.commit().await?;
         Ok(id)
