@@ -84,7 +84,8 @@ impl Cluster {
             path: main.clone(),
             source,
         })?;
-        self.write_in(&making, "postgresql.conf", &format!("{text}\ninclude = '{}'\n", config::FILE))?;
+        let (defaults, ours) = (config::DEFAULTS, config::FILE);
+        self.write_in(&making, "postgresql.conf", &format!("{defaults}{text}\ninclude = '{ours}'\n"))?;
         durable::rename(&making, &self.directory).map_err(|source| ClusterError::File {
             what: "rename to",
             path: self.directory.clone(),

@@ -6,6 +6,12 @@ use std::path::Path;
 /// The file with our settings; `postgresql.conf` includes it last, so an operator's own lines above it stay.
 pub const FILE: &str = "loomworks.conf";
 
+/// What a new cluster's `postgresql.conf` begins with: an operator's own line further down wins.
+///
+/// The triggers and the marks in tenants' databases are PL/pgSQL: without this each session that does DDL loads the library
+/// for itself, which takes longer than to add a column.
+pub(crate) const DEFAULTS: &str = "shared_preload_libraries = 'plpgsql'\n";
+
 /// Our settings for the cluster that serves tenants.
 #[derive(Clone, Debug)]
 pub struct Serving<'a> {
