@@ -1,6 +1,7 @@
 //! The management database: the only place with SQL on its tables, one file a table group.
 
 pub mod audit;
+pub mod changes;
 pub mod credentials;
 pub mod data_keys;
 pub mod erasure;

@@ -104,7 +104,7 @@ impl Parts {
     }
 }
 
-/// How long tenants that end are kept, as the operator has set it.
+/// How long what is tenants' is kept, and when it is without being asked for, as the operator has set it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// For how many days an archived tenant's data is kept.
@@ -113,6 +113,8 @@ pub struct Policy {
     pub grace_days: u16,
     /// How many days back a tenant can go of whom neither its own limit nor its tier's says it.
     pub recovery_days: u16,
+    /// After how many changed rows a snapshot is taken of a tenant without being asked for. 0: never.
+    pub snapshot_after_rows: u32,
 }
 
 impl Policy {
@@ -125,7 +127,7 @@ impl Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { archive_days: 30, grace_days: 7, recovery_days: 30 }
+        Self { archive_days: 30, grace_days: 7, recovery_days: 30, snapshot_after_rows: 100_000 }
     }
 }
 

@@ -79,6 +79,12 @@ impl TenantState {
         }
     }
 
+    /// Whether somebody may be at work in its database.
+    #[must_use]
+    pub fn is_made(self) -> bool {
+        matches!(self, Self::Active | Self::Suspended)
+    }
+
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

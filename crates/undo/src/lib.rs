@@ -20,7 +20,7 @@ mod transaction;
 pub use engine::{plan, undo};
 pub use error::UndoError;
 pub use install::{admit, install, parts, rehome};
-pub use log::{list, show};
+pub use log::{list, logged_since, show};
 pub use operation::{
     Conflict, ConflictColumn, Filter, Mode, Operation, OperationDetail, OperationId, OperationKind, Outcome,
     Plan, RowChange, TableCount, TablePlan,

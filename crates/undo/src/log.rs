@@ -130,6 +130,30 @@ async fn counts(
     Ok(counts)
 }
 
+/// How many rows the log has grown by since a moment: its own, one for each row that was changed, and for each operation.
+pub async fn logged_since(connection: &mut PgConnection, since: jiff::Timestamp) -> Result<u64, UndoError> {
+    let since = Timestamp::from(since);
+    let mut transaction = transaction::begin(connection).await?;
+    let named: Vec<i32> = sqlx::query_scalar(
+        "SELECT DISTINCT r.id FROM loomworks.relation r JOIN loomworks.operation o ON r.id = ANY(o.relations)
+         WHERE o.until >= $1 ORDER BY r.id",
+    )
+    .bind(since)
+    .fetch_all(&mut *transaction)
+    .await?;
+    let mut parts = vec!["SELECT count(*) AS rows FROM loomworks.operation WHERE until >= $1".to_owned()];
+    parts.extend(named.iter().map(|id| {
+        format!(
+            "SELECT count(*) FROM loomworks.row_{id} WHERE at >= $1
+                 AND xid IN (SELECT xid FROM loomworks.operation WHERE until >= $1)"
+        )
+    }));
+    let sql = format!("SELECT sum(rows)::int8 FROM ({}) part", parts.join(" UNION ALL "));
+    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).bind(since).fetch_one(&mut *transaction).await?;
+    transaction.rollback().await?;
+    Ok(rows.cast_unsigned())
+}
+
 /// One operation with at most `rows_max` of its rows. `None`: there is no such operation.
 pub async fn show(
     connection: &mut PgConnection,

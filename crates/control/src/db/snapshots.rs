@@ -7,6 +7,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::Time;
+use super::changes;
 use super::tenants::LIMITS_IN_FORCE;
 use crate::page::Asked;
 
@@ -145,7 +146,8 @@ pub async fn newest_ready(connection: &mut PgConnection, tenant: TenantId) -> sq
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_optional(connection).await
 }
 
-/// Notes where the snapshot is, unless that is noted: the first position is the one that counts.
+/// Notes where the snapshot is, unless that is noted: the first position is the one that counts. What is changed in the
+/// tenant's database is counted anew from there.
 pub async fn record_position(
     connection: &mut PgConnection,
     id: SnapshotId,
@@ -153,17 +155,25 @@ pub async fn record_position(
     wal_file: &str,
     size_bytes: i64,
 ) -> sqlx::Result<Lsn> {
-    let text: String = sqlx::query_scalar(
-        "UPDATE snapshots SET wal_position = coalesce(wal_position, $2::pg_lsn), wal_file = coalesce(wal_file, $3),
-             size_bytes = coalesce(size_bytes, $4)
-         WHERE id = $1 RETURNING wal_position::text",
-    )
-    .bind(id.0)
-    .bind(position.to_string())
-    .bind(wal_file)
-    .bind(size_bytes)
-    .fetch_one(connection)
-    .await?;
+    let sql = format!(
+        "WITH was AS (
+             SELECT id, tenant_id, wal_position IS NULL AS is_first FROM snapshots WHERE id = $1 FOR UPDATE
+         ), counting AS (
+             UPDATE tenant_usage u SET {} FROM was JOIN tenant_databases d ON d.tenant_id = was.tenant_id
+             WHERE was.is_first AND d.role = 'live' AND u.tenant_id = was.tenant_id
+         )
+         UPDATE snapshots s SET wal_position = coalesce(s.wal_position, $2::pg_lsn),
+             wal_file = coalesce(s.wal_file, $3), size_bytes = coalesce(s.size_bytes, $4)
+         FROM was WHERE s.id = was.id RETURNING s.wal_position::text",
+        changes::from_now_on()
+    );
+    let text: String = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .bind(id.0)
+        .bind(position.to_string())
+        .bind(wal_file)
+        .bind(size_bytes)
+        .fetch_one(connection)
+        .await?;
     text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 

@@ -45,7 +45,8 @@ pub async fn record_told(connection: &mut PgConnection, tenant: TenantId, told: 
     .map(drop)
 }
 
-/// A tenant's row, when its database is this one. If the limits are others by now, it will be told.
+/// A tenant's row, when its database is this one. If the limits are others by now, it will be told. What is changed in it
+/// is counted from now on ([`super::changes::begin`]).
 pub async fn begin(connection: &mut PgConnection, tenant: TenantId, database: i64) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT INTO tenant_usage (tenant_id) VALUES ($1)

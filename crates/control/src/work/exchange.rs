@@ -23,8 +23,8 @@ use sqlx::PgConnection;
 use super::provision::names;
 use crate::World;
 use crate::access::Permission;
-use crate::db::routes;
 use crate::db::tenants::{self, TenantDatabase};
+use crate::db::{changes, routes};
 use crate::error::Error;
 use crate::jobs::{Context, Progress, Queue, StepError, Then, Work};
 
@@ -162,6 +162,7 @@ async fn publish(
     if tenants::release(&mut transaction, context.job).await? {
         let live = TenantDatabase { oid: candidate.oid, name: names.database_name.clone() };
         tenants::record_live(&mut transaction, tenant, &live, Some(&former.name)).await?;
+        changes::begin(&mut transaction, &[tenant]).await?;
         let detail = json!({ "live": candidate.oid, "former": former });
         crate::audit::record(
             &mut transaction,

@@ -1,5 +1,6 @@
 //! Limits: telling tenants' databases theirs, and measuring what is used of them.
 
+mod changes;
 mod counted;
 
 use std::sync::LazyLock;
@@ -215,7 +216,9 @@ impl Work for MeasureUsage {
         for (tenant, writes) in &written {
             counted::look(world, context, tenant, *writes).await?;
         }
-        Ok(Then::Done(json!({ "measured": count, "counted": written.len() })))
+        drop((mgmt, admin));
+        let snapshots = changes::look(world, context).await?;
+        Ok(Then::Done(json!({ "measured": count, "counted": written.len(), "snapshots": snapshots })))
     }
 }
 

@@ -27,7 +27,7 @@ use crate::db::jobs::Queue;
 use crate::db::lifecycle::{self, Standing};
 use crate::db::templates::{self, PoolDatabase, TemplateState};
 use crate::db::tenants::{self, Names, TenantDatabase};
-use crate::db::{self, routes, usage};
+use crate::db::{self, changes, routes, usage};
 use crate::error::Error;
 use crate::jobs::{Context, Progress, StepError, Then, Work};
 use crate::profile::{Admin, Profile};
@@ -311,6 +311,7 @@ async fn publish(world: &World, names: &Names, context: &Context) -> Result<Then
         templates::admin_is_made(&mut transaction, names.id).await?;
         templates::forget_claim(&mut transaction, names.id).await?;
         usage::begin(&mut transaction, names.id, i64::from(oid)).await?;
+        changes::begin(&mut transaction, &[names.id]).await?;
         let detail = json!({ "database": names.database_name });
         crate::audit::record(
             &mut transaction,

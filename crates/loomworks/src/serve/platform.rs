@@ -82,6 +82,7 @@ pub(crate) async fn start(settings: &Serve, data: &DataDirectory) -> Result<Worl
             archive_days: settings.archive_days,
             grace_days: settings.grace_days,
             recovery_days: settings.recovery_days,
+            snapshot_after_rows: settings.snapshot_after_rows,
         },
         node: node.trim().to_owned(),
         accelerator: accelerator(settings)?,

@@ -114,6 +114,11 @@ pub(crate) struct Serve {
     #[arg(long, env = "LOOMWORKS_RECOVERY_DAYS", default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650))]
     pub(crate) recovery_days: u16,
 
+    /// After how many rows that were changed since a tenant's last snapshot one is taken without being asked for, as after
+    /// an import. 0: never.
+    #[arg(long, env = "LOOMWORKS_SNAPSHOT_AFTER_ROWS", default_value_t = 100_000, value_name = "ROWS")]
+    pub(crate) snapshot_after_rows: u32,
+
     /// For how many days a tenant is served whose subscription has ended.
     #[arg(long, default_value_t = 7, value_name = "DAYS", env = "LOOMWORKS_GRACE_DAYS")]
     pub(crate) grace_days: u16,

@@ -79,3 +79,20 @@ async fn an_undo_is_in_the_log_with_its_rows() {
     assert_eq!(operation.tables[0].inserted, 2);
     assert_eq!(operation.session, "loomworks_undo");
 }
+
+#[tokio::test]
+async fn the_logs_own_rows_are_counted_from_a_moment_on() {
+    let tenant = Tenant::with(PLANETS).await;
+    tenant.by_agent("UPDATE planet SET mass = 7").await;
+    let mut undoer = tenant.undoer().await;
+    let moment = |text: String| text.replace(' ', "T").parse::<jiff::Timestamp>().unwrap();
+    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let since = moment(tenant.value(now).await);
+    let logged = async |undoer: &mut _, since| loomworks_undo::logged_since(undoer, since).await.unwrap();
+    assert_eq!(logged(&mut undoer, jiff::Timestamp::UNIX_EPOCH).await, 3, "two rows and an operation");
+    assert_eq!(logged(&mut undoer, since).await, 0);
+    tenant.by_app("UPDATE planet SET mass = 8").await;
+    assert_eq!(logged(&mut undoer, since).await, 0, "people are not recorded");
+    tenant.by_agent("DELETE FROM planet").await;
+    assert_eq!(logged(&mut undoer, since).await, 3);
+}
