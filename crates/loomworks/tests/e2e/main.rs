@@ -20,3 +20,4 @@ mod repository;
 mod rotation;
 mod secrets;
 mod webhooks;
+mod windows;
