@@ -172,7 +172,12 @@ impl Merging {
             self.stream_bytes += (shared.len() + kept.iter().map(Vec::len).sum::<usize>()) as u64;
             let kept: Vec<&[u8]> = kept.iter().map(Vec::as_slice).collect();
             match selection.push(&header.range, &shared, &kept) {
-                Ok(segments) => self.write(&segments)?,
+                Ok(segments) => {
+                    for segment in segments {
+                        self.write(&segment)?;
+                        selection.take_back(segment);
+                    }
+                }
                 Err(SelectError::NeedsDatabase(oid)) => return Ok(Laid::Needs(oid)),
                 Err(SelectError::Copied(at)) => return Ok(Laid::Copied(at)),
                 Err(error) => return Err(RepositoryError::damaged(&name, error)),
@@ -185,25 +190,26 @@ impl Merging {
             name: format!("the WAL at {} of timeline {}", self.replay.from, self.replay.lineage.timeline()),
         })?;
         let (segments, outcome) = selection.finish();
-        self.write(&segments)?;
+        for segment in &segments {
+            self.write(segment)?;
+        }
         let (stream_bytes, segments) = (self.stream_bytes, self.segments);
         Ok(Laid::Out(Replayable { outcome, stream_bytes, segments }))
     }
 
     /// Nothing is flushed: whoever is interrupted lays everything out anew.
-    fn write(&mut self, segments: &[SparseSegment]) -> Result<(), RepositoryError> {
-        for SparseSegment { segment, bytes, runs } in segments {
-            let path = self.directory.join(segment.file_name(self.segment_bytes));
-            let written = File::create(&path).and_then(|file| {
-                file.set_len(self.segment_bytes)?;
-                for run in runs {
-                    file.write_all_at(&bytes[run.start as usize..run.end as usize], run.start.into())?;
-                }
-                Ok(())
-            });
-            written.map_err(file_error("write", &path))?;
-            self.segments += 1;
-        }
+    fn write(&mut self, segment: &SparseSegment) -> Result<(), RepositoryError> {
+        let SparseSegment { segment, bytes, runs } = segment;
+        let path = self.directory.join(segment.file_name(self.segment_bytes));
+        let written = File::create(&path).and_then(|file| {
+            file.set_len(self.segment_bytes)?;
+            for run in runs {
+                file.write_all_at(&bytes[run.start as usize..run.end as usize], run.start.into())?;
+            }
+            Ok(())
+        });
+        written.map_err(file_error("write", &path))?;
+        self.segments += 1;
         Ok(())
     }
 }

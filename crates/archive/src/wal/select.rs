@@ -202,6 +202,11 @@ impl Selection {
         Ok(self.sheet.take_finished())
     }
 
+    /// Takes a segment back that [`Self::push`] gave out, to make another one of its memory.
+    pub fn take_back(&mut self, segment: SparseSegment) {
+        self.sheet.take_back(segment);
+    }
+
     /// Gives out the rest.
     #[must_use = "the last segments are in it"]
     pub fn finish(mut self) -> (Vec<SparseSegment>, Outcome) {

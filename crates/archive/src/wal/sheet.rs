@@ -23,6 +23,8 @@ pub(super) struct Sheet {
     geometry: Geometry,
     open: Option<Page>,
     finished: Vec<SparseSegment>,
+    /// Zeros, of a segment that is not needed any more.
+    blank: Option<Vec<u8>>,
     /// From which position on which timeline goes.
     timelines: Vec<(u64, u32)>,
 }
@@ -37,7 +39,7 @@ struct Page {
 
 impl Sheet {
     pub(super) fn new(geometry: Geometry) -> Self {
-        Self { geometry, open: None, finished: Vec::new(), timelines: Vec::new() }
+        Self { geometry, open: None, finished: Vec::new(), blank: None, timelines: Vec::new() }
     }
 
     /// From `lsn` on, WAL is of this timeline. A segment is of the newest that it has.
@@ -55,6 +57,15 @@ impl Sheet {
 
     pub(super) fn take_finished(&mut self) -> Vec<SparseSegment> {
         std::mem::take(&mut self.finished)
+    }
+
+    /// Takes a segment back that was given out: to clear what is in it costs less than to get as much memory anew.
+    pub(super) fn take_back(&mut self, segment: SparseSegment) {
+        let SparseSegment { mut bytes, runs, .. } = segment;
+        for run in runs {
+            bytes[run.start as usize..run.end as usize].fill(0);
+        }
+        self.blank = Some(bytes);
     }
 
     /// Ends with the segment that is being written.
@@ -171,7 +182,7 @@ impl Sheet {
         let open = self.open.get_or_insert_with(|| Page {
             number,
             timeline,
-            bytes: vec![0; segment_bytes as usize],
+            bytes: self.blank.take().unwrap_or_else(|| vec![0; segment_bytes as usize]),
             touched: vec![false; (segment_bytes / PAGE_BYTES) as usize],
         });
         let within = page % segment_bytes;

@@ -389,7 +389,9 @@ fn select(
     for (range, split) in ranges.iter().filter(|(range, _)| range.end > history.from) {
         let streams: Vec<&[u8]> =
             kept.iter().filter_map(|database| split.streams.get(database)).map(Vec::as_slice).collect();
-        segments.extend(selection.push(range, &split.streams[&SHARED], &streams)?);
+        let finished = selection.push(range, &split.streams[&SHARED], &streams)?;
+        finished.iter().cloned().for_each(|segment| selection.take_back(segment));
+        segments.extend(finished);
         if selection.is_complete() {
             break;
         }

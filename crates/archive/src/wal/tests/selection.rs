@@ -35,7 +35,9 @@ fn select_with(
     for (range, split) in ranges {
         let streams: Vec<&[u8]> =
             kept.iter().filter_map(|database| split.streams.get(database)).map(Vec::as_slice).collect();
-        segments.extend(selection.push(range, &split.streams[&SHARED], &streams)?);
+        let finished = selection.push(range, &split.streams[&SHARED], &streams)?;
+        finished.iter().cloned().for_each(|segment| selection.take_back(segment));
+        segments.extend(finished);
     }
     let (rest, outcome) = selection.finish();
     segments.extend(rest);
