@@ -67,6 +67,8 @@ impl Header {
 }
 
 /// Seals a range's streams into an object.
+///
+/// Fresh memory costs as much as what is done in it, so that each stream is packed in the same.
 pub(crate) fn encode(
     repository: &Repository,
     name: &str,
@@ -75,21 +77,27 @@ pub(crate) fn encode(
     keys: &BTreeMap<DatabaseOid, DataKey>,
 ) -> Vec<u8> {
     let salt: Salt = random();
-    let mut body = Vec::new();
+    let (mut object, mut sealed) = (Vec::new(), Vec::new());
     let mut compressor = zstd::bulk::Compressor::new(COMPRESSION_LEVEL).expect("zstd knows the level");
+    let mut pack = |plain: &[u8], packed: &mut Vec<u8>| {
+        packed.clear();
+        packed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        compressor.compress_to_buffer(plain, packed).expect("there is room for what does not compress");
+    };
     // The order of oids puts what all share first.
     for (&database, stream) in streams {
-        let mut sealed = compressor.compress(stream).expect("memory is enough to compress in");
+        pack(stream, &mut sealed);
         stream_key(repository, name, &keys[&database], &salt, database).seal(0, &mut sealed);
-        let (offset, stored, plain) = (body.len() as u64, sealed.len() as u64, stream.len() as u64);
+        let (offset, stored, plain) = (object.len() as u64, sealed.len() as u64, stream.len() as u64);
         header.streams.push(Stream { database, offset, stored, plain });
-        body.append(&mut sealed);
+        object.extend_from_slice(&sealed);
     }
     let json = serde_json::to_vec(&header).expect("a header is JSON");
-    let mut sealed = compressor.compress(&json).expect("memory is enough to compress in");
+    pack(&json, &mut sealed);
     header_key(repository, name, &salt).seal(0, &mut sealed);
     let length = u32::try_from(sealed.len()).expect("a header is short");
-    [MAGIC, &salt[..], &length.to_le_bytes(), &sealed, &body].concat()
+    object.splice(..0, [MAGIC, &salt[..], &length.to_le_bytes(), &sealed].concat());
+    object
 }
 
 fn header_key(repository: &Repository, name: &str, salt: &Salt) -> ObjectKey {
@@ -207,13 +215,14 @@ impl Opened {
             .collect()
     }
 
-    /// Whether an object that is there whole gives back just these streams. They are opened one after another, so that
-    /// this takes no memory for all of them.
+    /// Whether an object that is there whole gives back just these streams. They are opened one after another in `memory`,
+    /// whatever that held.
     pub(crate) fn holds(
         &self,
         repository: &Repository,
         keys: &BTreeMap<DatabaseOid, DataKey>,
         streams: &BTreeMap<DatabaseOid, Vec<u8>>,
+        memory: &mut Vec<u8>,
     ) -> Result<bool, RepositoryError> {
         let databases = self.header.streams.iter().map(|stream| stream.database);
         if !databases.eq(streams.keys().copied()) {
@@ -221,7 +230,7 @@ impl Opened {
         }
         let mut opener =
             zstd::bulk::Decompressor::new().map_err(|error| RepositoryError::damaged(&self.name, error))?;
-        let (mut sealed, mut plain) = (Vec::new(), Vec::new());
+        let mut sealed = Vec::new();
         for (stream, expected) in self.header.streams.iter().zip(streams.values()) {
             let (from, to) = self.place(stream)?;
             let Some(stored) = self.head.get(from..to) else { return Ok(false) };
@@ -230,10 +239,10 @@ impl Opened {
             let key =
                 stream_key(repository, &self.name, &keys[&stream.database], &self.salt, stream.database);
             let Ok(opened) = key.open(0, &mut sealed) else { return Ok(false) };
-            plain.clear();
-            plain.reserve(expected.len());
-            let unpacked = opener.decompress_to_buffer(opened, &mut plain);
-            if unpacked.is_err() || stream.plain != expected.len() as u64 || plain != *expected {
+            memory.clear();
+            memory.reserve(expected.len());
+            let unpacked = opener.decompress_to_buffer(opened, memory);
+            if unpacked.is_err() || stream.plain != expected.len() as u64 || memory != expected {
                 return Ok(false);
             }
         }

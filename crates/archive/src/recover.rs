@@ -102,6 +102,7 @@ impl Repository {
             lineage: self.lineage(plan.timeline).await?,
             databases: self.readable_databases().await?,
             until: plan.target.map_or(Until::End, restore::until),
+            transactions_until: Lsn(0),
         };
         let replayable =
             self.lay_out_wal(&replay, wal, &|done, all| progress(parts.of_wal(done, all))).await?;

@@ -1,7 +1,8 @@
 //! Laying out the WAL that a server replays: of what all share and of some databases, up to a moment.
 //!
-//! Objects are read and opened many at once, ahead of the one place where they are merged in order. What is written is
-//! complete before the server starts: it finds its WAL in a directory and runs no program that opens a repository.
+//! Objects are read and opened many at once, ahead of the one place where they are merged in order. A server finds its WAL
+//! in a directory and runs no program that opens a repository; as segments get their names when they are complete, it may
+//! replay while the next ones are written.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -32,6 +33,17 @@ pub struct Replay {
     /// Beside what all share.
     pub databases: BTreeSet<DatabaseOid>,
     pub until: Until,
+    /// Before here the ends of all transactions are kept: a database was made as a copy of another one, whose rows are those
+    /// of any of them.
+    pub transactions_until: Lsn,
+}
+
+/// What a try has come to.
+#[derive(Debug)]
+pub enum Laid {
+    Out(Replayable),
+    /// More is needed than was asked for, which showed on the way. What was written so far must not be used.
+    Again(Replay),
 }
 
 /// What was laid out.
@@ -61,21 +73,18 @@ impl Repository {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Replayable, RepositoryError> {
         let mut replay = replay.clone();
-        let mut transactions_until = Lsn(0);
         loop {
-            match self.try_to_lay_out(&replay, transactions_until, directory, progress).await? {
+            match self.try_to_lay_out_wal(&replay, directory, progress).await? {
                 Laid::Out(replayable) => return Ok(replayable),
-                // A database that was made as a copy of another's files needs those too.
-                Laid::Needs(oid) => drop(replay.databases.insert(oid)),
-                Laid::Copied(at) => transactions_until = at,
+                Laid::Again(more) => replay = more,
             }
         }
     }
 
-    async fn try_to_lay_out(
+    /// The same, once. For a server that replays meanwhile.
+    pub async fn try_to_lay_out_wal(
         &self,
         replay: &Replay,
-        transactions_until: Lsn,
         directory: &Path,
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Laid, RepositoryError> {
@@ -86,7 +95,7 @@ impl Repository {
         let names = self.objects(&replay.lineage, replay.from, to).await?;
         let total = names.len() as u64;
         let (sender, receiver) = mpsc::sync_channel(READ_AHEAD);
-        let mut merging = Merging::new(replay, transactions_until, directory, self.cluster.segment_bytes);
+        let mut merging = Merging::new(replay, directory, self.cluster.segment_bytes);
         let merged = tokio::task::spawn_blocking(move || merging.run(&receiver));
         let mut read = futures_util::stream::iter(names)
             .map(|name| self.read_streams(name, replay))
@@ -137,17 +146,9 @@ impl Repository {
     }
 }
 
-enum Laid {
-    Out(Replayable),
-    Needs(DatabaseOid),
-    /// A database that is kept was made here, as a copy of another one.
-    Copied(Lsn),
-}
-
 /// Merges streams in order and writes segments.
 struct Merging {
     replay: Replay,
-    transactions_until: Lsn,
     directory: PathBuf,
     segment_bytes: u64,
     stream_bytes: u64,
@@ -155,18 +156,18 @@ struct Merging {
 }
 
 impl Merging {
-    fn new(replay: &Replay, transactions_until: Lsn, directory: &Path, segment_bytes: u64) -> Self {
+    fn new(replay: &Replay, directory: &Path, segment_bytes: u64) -> Self {
         let (replay, directory) = (replay.clone(), directory.to_owned());
-        Self { replay, transactions_until, directory, segment_bytes, stream_bytes: 0, segments: 0 }
+        Self { replay, directory, segment_bytes, stream_bytes: 0, segments: 0 }
     }
 
     fn run(&mut self, receiver: &mpsc::Receiver<Streams>) -> Result<Laid, RepositoryError> {
         let mut selection: Option<Selection> = None;
         for Streams { name, header, shared, kept } in receiver {
-            let Replay { from, next_xid, databases, until, .. } = &self.replay;
+            let Replay { from, next_xid, databases, until, transactions_until, .. } = &self.replay;
             let selection = selection.get_or_insert_with(|| {
                 let mut new = Selection::new(header.geometry, *from, databases, *next_xid, *until);
-                new.keep_transactions_until(self.transactions_until);
+                new.keep_transactions_until(*transactions_until);
                 new
             });
             self.stream_bytes += (shared.len() + kept.iter().map(Vec::len).sum::<usize>()) as u64;
@@ -178,8 +179,15 @@ impl Merging {
                         selection.take_back(segment);
                     }
                 }
-                Err(SelectError::NeedsDatabase(oid)) => return Ok(Laid::Needs(oid)),
-                Err(SelectError::Copied(at)) => return Ok(Laid::Copied(at)),
+                // A database that was made as a copy of another's files needs those too.
+                Err(SelectError::NeedsDatabase(oid)) => {
+                    let mut more = self.replay.clone();
+                    more.databases.insert(oid);
+                    return Ok(Laid::Again(more));
+                }
+                Err(SelectError::Copied(at)) => {
+                    return Ok(Laid::Again(Replay { transactions_until: at, ..self.replay.clone() }));
+                }
                 Err(error) => return Err(RepositoryError::damaged(&name, error)),
             }
             if selection.is_complete() {
@@ -197,16 +205,18 @@ impl Merging {
         Ok(Laid::Out(Replayable { outcome, stream_bytes, segments }))
     }
 
-    /// Nothing is flushed: whoever is interrupted lays everything out anew.
+    /// A segment has its name when it is complete.
+    #[expect(clippy::disallowed_methods, reason = "whoever is interrupted lays everything out anew")]
     fn write(&mut self, segment: &SparseSegment) -> Result<(), RepositoryError> {
         let SparseSegment { segment, bytes, runs } = segment;
         let path = self.directory.join(segment.file_name(self.segment_bytes));
-        let written = File::create(&path).and_then(|file| {
+        let writing = path.with_extension("writing");
+        let written = File::create(&writing).and_then(|file| {
             file.set_len(self.segment_bytes)?;
             for run in runs {
                 file.write_all_at(&bytes[run.start as usize..run.end as usize], run.start.into())?;
             }
-            Ok(())
+            std::fs::rename(&writing, &path)
         });
         written.map_err(file_error("write", &path))?;
         self.segments += 1;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::{Backup, BackupError, Databases, LayOutOptions, Progress};
 use crate::keys::{DatabaseOid, SHARED};
-use crate::replay::{Replay, Replayable};
+use crate::replay::{Laid, Replay};
 use crate::repository::{Repository, RepositoryError};
 use crate::wal::Until;
 
@@ -175,6 +175,10 @@ impl RestorePlan {
     pub fn databases(&self) -> Vec<DatabaseOid> {
         vec![POSTGRES, self.database]
     }
+
+    fn parts(&self) -> Parts {
+        Parts { files: self.backup.size_bytes, wal: self.wal_bytes }
+    }
 }
 
 impl Repository {
@@ -184,37 +188,49 @@ impl Repository {
         Ok(Catalog { backups, archived_up_to: self.archived_up_to(timeline).await?, timeline })
     }
 
-    /// Lays out in `into`, which must not exist, what a side cluster needs: files, then WAL up to the target.
-    pub async fn lay_out_database(
+    /// Lays out in `into`, which must not exist, the files that a side cluster begins with. Gives what it must replay, which
+    /// [`Self::lay_out_wal_of`] brings, also while the server runs already.
+    pub async fn lay_out_files_of(
         &self,
         plan: &RestorePlan,
         into: &Path,
         progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<Replayable, BackupError> {
+    ) -> Result<Replay, BackupError> {
         let label = &plan.backup.label;
         let backup = self.backup(label).await?.ok_or_else(|| BackupError::NoBackup(label.clone()))?;
         // One that was made since is made again by the WAL.
         let files = plan.databases().into_iter().filter(|oid| backup.group(*oid).is_some()).collect();
         let options = LayOutOptions::default();
-        let parts = Parts { files: plan.backup.size_bytes, wal: plan.wal_bytes };
-        let of_files = |laid| progress(parts.of_files(laid));
+        let of_files = |laid| progress(plan.parts().of_files(laid));
         self.lay_out(&backup, &Databases::Only(files), into, options, &of_files).await?;
-        let replay = Replay {
+        Ok(Replay {
             from: backup.start,
             next_xid: backup.next_xid,
-            // The side cluster recovers by itself, which does not leave a timeline.
+            // A side cluster does not leave its timeline.
             lineage: self.lineage(backup.timeline).await?,
             databases: plan.databases().into_iter().collect(),
             until: until(plan.target),
-        };
-        let laid = self
-            .lay_out_wal(&replay, &into.join("pg_wal"), &|done, all| progress(parts.of_wal(done, all)))
-            .await?;
-        if backup.timeline != plan.timeline && !laid.outcome.reached {
-            let name = format!("the WAL of timeline {} up to that moment", backup.timeline);
-            return Err(RepositoryError::Gone { name }.into());
+            transactions_until: Lsn(0),
+        })
+    }
+
+    /// Lays out its WAL up to the target. If more is needed, the files must be laid out anew as well.
+    pub async fn lay_out_wal_of(
+        &self,
+        plan: &RestorePlan,
+        replay: &Replay,
+        into: &Path,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Laid, BackupError> {
+        let of_wal = |done, all| progress(plan.parts().of_wal(done, all));
+        let laid = self.try_to_lay_out_wal(replay, &into.join("pg_wal"), &of_wal).await?;
+        match &laid {
+            Laid::Out(laid) if plan.backup.timeline != plan.timeline && !laid.outcome.reached => {
+                let name = format!("the WAL of timeline {} up to that moment", plan.backup.timeline);
+                Err(RepositoryError::Gone { name }.into())
+            }
+            _ => Ok(laid),
         }
-        Ok(laid)
     }
 }
 

@@ -167,7 +167,8 @@ pub(crate) struct Remove {
 /// Logs go to standard error, so that what a command prints can be piped.
 pub(crate) fn set_up_logging(arguments: &Arguments) {
     let default = match arguments.command {
-        Command::Serve(_) => "info",
+        // What PostgreSQL remarks to statements that may be run twice is for nobody.
+        Command::Serve(_) => "info,sqlx::postgres::notice=warn",
         _ => "warn",
     };
     let filter = arguments.log.as_deref().unwrap_or(default);

@@ -18,7 +18,7 @@ pub const SUPERUSER: &str = "postgres";
 pub const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - "/.s.PGSQL.65535".len();
 
 /// How long a start or a stop may take before it is called failed. Replaying a day's WAL may need it.
-const PATIENCE: Duration = Duration::from_secs(6 * 3600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
 /// How often a start is tried, half a second apart.
 const START_TRIES: u32 = 10;
@@ -132,9 +132,7 @@ impl Cluster {
     /// A server of which only the first process was killed may look alive for a moment, and its other processes keep
     /// its memory until they notice: so a start that fails is tried again for some seconds.
     pub async fn start(&self) -> Result<(), ClusterError> {
-        if self.socket_directory.as_os_str().len() > SOCKET_DIRECTORY_BYTES_MAX {
-            return Err(ClusterError::SocketPath(self.socket_directory.clone()));
-        }
+        self.check_socket_path()?;
         let mut tries = 0;
         loop {
             let started = match self.is_running().await? {
@@ -151,24 +149,25 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn check_socket_path(&self) -> Result<(), ClusterError> {
+        match self.socket_directory.as_os_str().len() > SOCKET_DIRECTORY_BYTES_MAX {
+            true => Err(ClusterError::SocketPath(self.socket_directory.clone())),
+            false => Ok(()),
+        }
+    }
+
     async fn start_once(&self) -> Result<(), ClusterError> {
+        self.call_pg_ctl_to_start("-w").await
+    }
+
+    /// `waits`: `-w` to come back when the server answers, `-W` at once.
+    pub(crate) async fn call_pg_ctl_to_start(&self, waits: &str) -> Result<(), ClusterError> {
         let log = self.start_log();
         let (directory, seconds) = (self.directory.to_string_lossy(), PATIENCE.as_secs().to_string());
         let options = format!("-p {}", self.port);
-        let arguments = [
-            "start",
-            "-s",
-            "-w",
-            "-t",
-            &seconds,
-            "-D",
-            &directory,
-            "-l",
-            &log.to_string_lossy(),
-            "-o",
-            &options,
-        ]
-        .map(str::to_owned);
+        let log = log.to_string_lossy();
+        let arguments = ["start", "-s", waits, "-t", &seconds, "-D", &directory, "-l", &log, "-o", &options]
+            .map(str::to_owned);
         match self.installation.run("pg_ctl", arguments).await {
             Err(InstallationError::Failed { .. }) => Err(self.not_started()),
             other => other.map(drop).map_err(Into::into),
@@ -280,7 +279,7 @@ impl Cluster {
         }
     }
 
-    fn not_started(&self) -> ClusterError {
+    pub(crate) fn not_started(&self) -> ClusterError {
         let log = std::fs::read_to_string(self.start_log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let end = lines[lines.len().saturating_sub(8)..].join("; ");
@@ -301,7 +300,7 @@ impl Cluster {
         accounts
     }
 
-    fn write_in(&self, directory: &Path, name: &str, text: &str) -> Result<(), ClusterError> {
+    pub(crate) fn write_in(&self, directory: &Path, name: &str, text: &str) -> Result<(), ClusterError> {
         let path = directory.join(name);
         let written = durable::write(&path, text.as_bytes()).and_then(|()| self.give(&path));
         written.map_err(|source| ClusterError::File { what: "write", path, source })

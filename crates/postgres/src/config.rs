@@ -24,7 +24,7 @@ pub struct Serving<'a> {
     pub archive_command: Option<&'a str>,
 }
 
-/// Settings of a side cluster: it replays the WAL that lies in its `pg_wal`, is read once and thrown away.
+/// Settings of a side cluster: it replays the WAL that is put into its `pg_wal`, is read once and thrown away.
 #[derive(Clone, Debug)]
 pub struct Recovering<'a> {
     pub socket_directory: &'a Path,
@@ -76,8 +76,8 @@ impl Serving<'_> {
 }
 
 impl Recovering<'_> {
-    /// `hot_standby` stays on: without it `pg_ctl` calls a server started that has only begun to replay. It means nothing to
-    /// a server that recovers by itself.
+    /// Whoever connects finds the end of what was to be replayed: the records that standbys need to be read from before are
+    /// not laid out.
     ///
     /// It may lose everything at a crash (it would be made anew), and it must never archive: it carries the system
     /// identifier of its source.
@@ -96,6 +96,12 @@ impl Recovering<'_> {
         // A backup is laid out with its tablespaces inside.
         line(&mut out, "allow_in_place_tablespaces", "on");
         line(&mut out, "wal_level", "replica");
+        // It waits for what is put into `pg_wal`, wherever the source had its WAL from.
+        line(&mut out, "hot_standby", "off");
+        line(&mut out, "restore_command", "");
+        line(&mut out, "primary_conninfo", "");
+        line(&mut out, "recovery_target_timeline", "current");
+        line(&mut out, "wal_retrieve_retry_interval", "100ms");
         // Its WAL is written once and for nobody.
         line(&mut out, "wal_recycle", "off");
         line(&mut out, "wal_init_zero", "off");

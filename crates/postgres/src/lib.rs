@@ -15,6 +15,7 @@ pub mod installation;
 pub mod memory;
 pub mod moving;
 pub mod receive;
+mod replaying;
 pub mod roles;
 pub mod sql;
 

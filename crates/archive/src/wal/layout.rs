@@ -127,6 +127,14 @@ impl Geometry {
         (number << self.segment_bytes.trailing_zeros()) + page * PAGE_BYTES + SHORT_HEADER + byte
     }
 
+    /// The position that a server tells of when the record that ends at a place was the last. At the end of a page it is
+    /// not beyond the next one's header.
+    pub(super) fn end_lsn(&self, place: u64) -> u64 {
+        let lsn = self.lsn(place);
+        let page = page_of(lsn);
+        if lsn == page + self.header_bytes(page) { page } else { lsn }
+    }
+
     /// The header that a page has. `continued`: how much is left of the record that goes on here.
     pub(super) fn header(&self, page: u64, timeline: u32, continued: Option<u32>) -> ([u8; 40], usize) {
         let mut header = [0; LONG_HEADER as usize];

@@ -42,7 +42,7 @@ pub enum Until {
 /// What a selection came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
-    /// Where the selected WAL ends.
+    /// Where the selected WAL ends, as a server tells of it that has replayed it all.
     pub end: Lsn,
     /// Whether what `until` asks for was reached; otherwise the WAL was over before.
     pub reached: bool,
@@ -215,7 +215,7 @@ impl Selection {
         self.sheet.fill(self.written, end, self.prev);
         self.sheet.finish();
         let outcome = Outcome {
-            end: Lsn(self.geometry.lsn(end)),
+            end: Lsn(self.geometry.end_lsn(end)),
             reached: self.stopped,
             last_commit: self.last_commit,
             latest_time: self.latest_time,

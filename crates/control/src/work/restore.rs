@@ -67,6 +67,9 @@ pub enum Step {
     Recover {
         before: Before,
         times: u8,
+        /// Where the WAL ends that was laid out.
+        #[serde(default)]
+        end: Lsn,
     },
     Check {
         before: Before,
@@ -129,8 +132,8 @@ impl Work for Restore {
         let (percent, words) = match step {
             Step::Protect => (0, "taking a snapshot of the present"),
             Step::AwaitArchive { .. } => (3, "waiting for the archive"),
-            Step::LayOut { .. } => (5, "laying out the base backup"),
-            Step::Recover { .. } => (20, "replaying WAL"),
+            Step::LayOut { .. } => (5, "laying out the base backup and its WAL"),
+            Step::Recover { .. } => (50, "replaying WAL"),
             Step::Check { .. } => (60, "checking what was recovered"),
             Step::Move { .. } => (70, "moving the recovered database"),
             Step::Dump { .. } => (70, "reading the recovered database"),
@@ -161,9 +164,8 @@ impl Work for Restore {
                 "look at the archive with `loomworks doctor`, or restore to another moment",
             )),
             &Step::LayOut { before, times } => self.lay_out(world, context, &side, before, times).await,
-            &Step::Recover { before, times } => match side.recover().await? {
+            &Step::Recover { before, times, end } => match side.recover(end).await? {
                 Recovered::Yes => Ok(Then::Next(Step::Check { before, times })),
-                // It runs without fsync: one that was cut off is not trusted, but made anew.
                 Recovered::CutOff => Ok(Then::Next(Step::LayOut { before, times: times + 1 })),
             },
             &(Step::Check { before, times }
@@ -313,7 +315,7 @@ impl Restore {
         {
             return Ok(Then::Next(Step::AwaitArchive { before }));
         }
-        Ok(Then::Next(Step::Recover { before, times }))
+        Ok(Then::Next(Step::Recover { before, times, end: laid.outcome.end }))
     }
 
     /// The tenant existed then, and its tables and indexes are whole. Gives what its database was called.

@@ -121,8 +121,8 @@ async fn drill(
     let restore = Restore { tenant, plan: plan.clone(), source: None, look: true };
     let tried = async {
         side.remove().await?;
-        side.lay_out(world, &plan, context).await?;
-        match side.recover().await? {
+        let laid = side.lay_out(world, &plan, context).await?;
+        match side.recover(laid.outcome.end).await? {
             Recovered::Yes => restore.check(world, &side).await.map(drop),
             Recovered::CutOff => {
                 Err(StepError::permanent("its server was cut off", "it is tried the next time"))

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use loomworks_archive::backup::Progress as LaidOut;
-use loomworks_archive::replay::Replayable;
+use loomworks_archive::replay::{Laid, Replayable};
 use loomworks_archive::restore::RestorePlan;
 use loomworks_core::durable;
 use loomworks_core::ids::JobId;
+use loomworks_core::lsn::Lsn;
 use loomworks_postgres::cluster::remove_directory;
 use loomworks_postgres::{Cluster, config};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::World;
 use crate::error::Error;
@@ -20,8 +21,6 @@ pub(in crate::work) struct Side {
     pub(super) cluster: Cluster,
     root: PathBuf,
     pub(super) dump: PathBuf,
-    /// Written before the cluster is started for the first time.
-    begun: PathBuf,
 }
 
 pub(in crate::work) enum Recovered {
@@ -33,19 +32,29 @@ impl Side {
     pub(in crate::work) fn of(world: &World, job: JobId) -> Self {
         let cluster = world.side_cluster(job);
         let root = cluster.socket_directory.clone();
-        Self { dump: root.join("dump"), begun: root.join("begun"), cluster, root }
+        Self { dump: root.join("dump"), cluster, root }
     }
 
-    /// Brings the files and the WAL that it needs, of this database and of what all share.
+    /// Brings the files and the WAL that it needs, of this database and of what all share. Its server replays meanwhile.
     pub(in crate::work) async fn lay_out(
         &self,
         world: &World,
         plan: &RestorePlan,
         context: &Context,
     ) -> Result<Replayable, StepError> {
-        let directory = &self.cluster.directory;
-        let report = |laid: LaidOut| context.report(5..20, laid.bytes_done, laid.bytes_total);
-        let laid = world.repository.lay_out_database(plan, directory, &report).await?;
+        let (repository, directory) = (&world.repository, &self.cluster.directory);
+        let report = |laid: LaidOut| context.report(5..50, laid.bytes_done, laid.bytes_total);
+        let mut wanted = None;
+        let laid = loop {
+            let first = repository.lay_out_files_of(plan, directory, &report).await?;
+            self.begin_replay().await?;
+            let replay = wanted.unwrap_or(first);
+            match repository.lay_out_wal_of(plan, &replay, directory, &report).await? {
+                Laid::Out(laid) => break laid,
+                Laid::Again(more) => wanted = Some(more),
+            }
+            self.remove().await?;
+        };
         info!(
             stream_bytes = laid.stream_bytes,
             segments = laid.segments,
@@ -55,23 +64,25 @@ impl Side {
         Ok(laid)
     }
 
-    pub(in crate::work) async fn recover(&self) -> Result<Recovered, StepError> {
-        if self.cluster.is_running().await? {
-            self.cluster.start().await?;
-            return Ok(Recovered::Yes);
-        }
-        if self.begun.exists() {
-            return Ok(Recovered::CutOff);
-        }
+    async fn begin_replay(&self) -> Result<(), StepError> {
         let settings = config::Recovering { socket_directory: &self.cluster.socket_directory };
         self.cluster.configure(&settings.render())?;
         // What `ALTER SYSTEM` set at the source comes with the backup and would win.
         let overrides = self.cluster.directory.join("postgresql.auto.conf");
-        for file in [overrides, self.begun.clone()] {
-            durable::write(&file, b"")
-                .map_err(|error| Error::Internal(format!("write `{}`: {error}", file.display())))?;
+        durable::write(&overrides, b"")
+            .map_err(|error| Error::Internal(format!("write `{}`: {error}", overrides.display())))?;
+        Ok(self.cluster.begin_replay().await?)
+    }
+
+    /// Waits until everything that was laid out is replayed, which ends at `end`.
+    ///
+    /// The server runs without fsync: one that was cut off is not trusted. Nor is one that takes the log to end earlier.
+    pub(in crate::work) async fn recover(&self, end: Lsn) -> Result<Recovered, StepError> {
+        let Some(replayed) = self.cluster.end_replay().await? else { return Ok(Recovered::CutOff) };
+        if replayed < end {
+            warn!(%replayed, %end, "the server of a restore has not replayed all that was laid out");
+            return Ok(Recovered::CutOff);
         }
-        self.cluster.start().await?;
         Ok(Recovered::Yes)
     }
 
