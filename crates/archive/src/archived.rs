@@ -147,7 +147,7 @@ impl Repository {
         partial: bool,
         beside: Option<&Path>,
     ) -> Result<Pushed, PushError> {
-        let geometry = self.check(name, segment, &content)?;
+        let geometry = self.check(name, segment, &content, content.len() as u64)?;
         let mut object = segment_name(segment, self.cluster.segment_bytes);
         if partial {
             object.push_str(".partial");
@@ -195,12 +195,13 @@ impl Repository {
     /// What the segment before one knows of a record that goes on in it: whose the record is.
     ///
     /// Without it the rest of a tenant's record would go to what all share. So a segment that begins within a record waits
-    /// for the one before it, unless that lies beside it; only the very first of an archive may begin so.
+    /// for the one before it, unless that lies beside it; only the very first of an archive may begin so. `head`: its first page,
+    /// or all of it.
     pub(crate) async fn carry_into(
         &self,
         lineage: &Lineage,
         segment: Segment,
-        content: &[u8],
+        head: &[u8],
         beside: Option<&Path>,
     ) -> Result<Option<Carry>, PushError> {
         let bytes = self.cluster.segment_bytes;
@@ -209,14 +210,14 @@ impl Repository {
         if let Some(before) = Opened::read(self, &segment_name(before, bytes)).await? {
             return Ok(before.header.carry);
         }
-        if !begins_within_a_record(content) {
+        if !begins_within_a_record(head) {
             return Ok(None);
         }
         let name = before.file_name(bytes);
         if let Some(path) = beside.map(|beside| beside.join(&name)).filter(|path| path.is_file()) {
             let content = blocking(move || std::fs::read(&path).map_err(file_error("read", &path))).await?;
             // Recycled under its name, or not written yet, it is of no use.
-            if let Ok(geometry) = self.check(&name, before, &content) {
+            if let Ok(geometry) = self.check(&name, before, &content, content.len() as u64) {
                 // A record may be longer than a segment.
                 let carry = Box::pin(self.carry_into(lineage, before, &content, beside)).await?;
                 let range = Range::of_segment(before, geometry.segment_bytes);
@@ -278,22 +279,29 @@ impl Repository {
     }
 
     /// Refuses what is not a segment of this cluster or not the one its name says.
-    pub(crate) fn check(&self, name: &str, segment: Segment, content: &[u8]) -> Result<Geometry, PushError> {
+    /// `head`: its first page, or all of it.
+    pub(crate) fn check(
+        &self,
+        name: &str,
+        segment: Segment,
+        head: &[u8],
+        len: u64,
+    ) -> Result<Geometry, PushError> {
         let expected = self.cluster.segment_bytes;
         let name = name.to_owned();
-        let geometry = match Geometry::of_segment(content) {
+        let geometry = match Geometry::of_segment(head) {
             Ok(geometry) => geometry,
             Err(wal::NoGeometry::NotASegment) => return Err(PushError::NotASegment { name, expected }),
             Err(source) => return Err(PushError::Version { name, source }),
         };
-        if content.len() as u64 != expected || u64::from(geometry.segment_bytes) != expected {
+        if len != expected || u64::from(geometry.segment_bytes) != expected {
             return Err(PushError::NotASegment { name, expected });
         }
         if geometry.system_identifier != self.cluster.system_identifier {
             let (theirs, ours) = (geometry.system_identifier, self.cluster.system_identifier);
             return Err(PushError::OtherCluster { name, theirs, ours });
         }
-        if page_address(content) != segment.number * expected {
+        if page_address(head) != segment.number * expected {
             return Err(PushError::Misnamed { name });
         }
         Ok(geometry)
@@ -350,13 +358,13 @@ impl Repository {
 
 /// Whether the first page goes on with a record of the page before it: `XLP_FIRST_IS_CONTRECORD` of `xlp_info`. Source:
 /// PostgreSQL `src/include/access/xlog_internal.h`.
-fn begins_within_a_record(content: &[u8]) -> bool {
-    content.get(2).is_some_and(|flags| flags & 1 != 0)
+fn begins_within_a_record(head: &[u8]) -> bool {
+    head.get(2).is_some_and(|flags| flags & 1 != 0)
 }
 
 /// `xlp_pageaddr` of the first page. Source: PostgreSQL `src/include/access/xlog_internal.h`.
-fn page_address(content: &[u8]) -> u64 {
-    content.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+fn page_address(head: &[u8]) -> u64 {
+    head.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 fn same(name: &str, there: &Opened, ours: &Header) -> Result<Pushed, PushError> {

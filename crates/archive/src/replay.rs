@@ -4,19 +4,20 @@
 //! in a directory and runs no program that opens a repository; as segments get their names when they are complete, it may
 //! replay while the next ones are written.
 
+mod writers;
+
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use futures_util::{StreamExt, TryStreamExt};
 use loomworks_core::lsn::Lsn;
 
+use self::writers::Writers;
 use crate::keys::{DatabaseOid, Found, SHARED};
 use crate::lineage::Lineage;
 use crate::range::{Header, Opened};
-use crate::repository::{Repository, RepositoryError, blocking, file_error};
+use crate::repository::{Repository, RepositoryError, blocking};
 use crate::wal::{Outcome, SelectError, Selection, SparseSegment, Until};
 
 /// Objects that are read ahead.
@@ -146,22 +147,40 @@ impl Repository {
     }
 }
 
-/// Merges streams in order and writes segments.
+/// Merges streams in order and has segments written.
 struct Merging {
     replay: Replay,
     directory: PathBuf,
     segment_bytes: u64,
     stream_bytes: u64,
-    segments: u64,
 }
 
 impl Merging {
     fn new(replay: &Replay, directory: &Path, segment_bytes: u64) -> Self {
         let (replay, directory) = (replay.clone(), directory.to_owned());
-        Self { replay, directory, segment_bytes, stream_bytes: 0, segments: 0 }
+        Self { replay, directory, segment_bytes, stream_bytes: 0 }
     }
 
     fn run(&mut self, receiver: &mpsc::Receiver<Streams>) -> Result<Laid, RepositoryError> {
+        let directory = self.directory.clone();
+        std::thread::scope(|scope| {
+            let mut writers = Writers::start(scope, &directory, self.segment_bytes);
+            let merged = self.merge(receiver, &mut writers);
+            let segments = writers.finish()?;
+            let mut laid = merged?.expect("writers end early by an error only");
+            if let Laid::Out(replayable) = &mut laid {
+                replayable.segments = segments;
+            }
+            Ok(laid)
+        })
+    }
+
+    /// `None`: a writer has ended.
+    fn merge(
+        &mut self,
+        receiver: &mpsc::Receiver<Streams>,
+        writers: &mut Writers<'_>,
+    ) -> Result<Option<Laid>, RepositoryError> {
         let mut selection: Option<Selection> = None;
         for Streams { name, header, shared, kept } in receiver {
             let Replay { from, next_xid, databases, until, transactions_until, .. } = &self.replay;
@@ -172,21 +191,22 @@ impl Merging {
             });
             self.stream_bytes += (shared.len() + kept.iter().map(Vec::len).sum::<usize>()) as u64;
             let kept: Vec<&[u8]> = kept.iter().map(Vec::as_slice).collect();
+            writers.blanks().for_each(|blank| selection.reuse(blank));
             match selection.push(&header.range, &shared, &kept) {
                 Ok(segments) => {
-                    for segment in segments {
-                        self.write(&segment)?;
-                        selection.take_back(segment);
+                    if !write(writers, segments) {
+                        return Ok(None);
                     }
                 }
                 // A database that was made as a copy of another's files needs those too.
                 Err(SelectError::NeedsDatabase(oid)) => {
                     let mut more = self.replay.clone();
                     more.databases.insert(oid);
-                    return Ok(Laid::Again(more));
+                    return Ok(Some(Laid::Again(more)));
                 }
                 Err(SelectError::Copied(at)) => {
-                    return Ok(Laid::Again(Replay { transactions_until: at, ..self.replay.clone() }));
+                    let more = Replay { transactions_until: at, ..self.replay.clone() };
+                    return Ok(Some(Laid::Again(more)));
                 }
                 Err(error) => return Err(RepositoryError::damaged(&name, error)),
             }
@@ -198,28 +218,12 @@ impl Merging {
             name: format!("the WAL at {} of timeline {}", self.replay.from, self.replay.lineage.timeline()),
         })?;
         let (segments, outcome) = selection.finish();
-        for segment in &segments {
-            self.write(segment)?;
-        }
-        let (stream_bytes, segments) = (self.stream_bytes, self.segments);
-        Ok(Laid::Out(Replayable { outcome, stream_bytes, segments }))
+        let replayable = Replayable { outcome, stream_bytes: self.stream_bytes, segments: 0 };
+        Ok(write(writers, segments).then_some(Laid::Out(replayable)))
     }
+}
 
-    /// A segment has its name when it is complete.
-    #[expect(clippy::disallowed_methods, reason = "whoever is interrupted lays everything out anew")]
-    fn write(&mut self, segment: &SparseSegment) -> Result<(), RepositoryError> {
-        let SparseSegment { segment, bytes, runs } = segment;
-        let path = self.directory.join(segment.file_name(self.segment_bytes));
-        let writing = path.with_extension("writing");
-        let written = File::create(&writing).and_then(|file| {
-            file.set_len(self.segment_bytes)?;
-            for run in runs {
-                file.write_all_at(&bytes[run.start as usize..run.end as usize], run.start.into())?;
-            }
-            std::fs::rename(&writing, &path)
-        });
-        written.map_err(file_error("write", &path))?;
-        self.segments += 1;
-        Ok(())
-    }
+/// Whether there is still somebody who writes.
+fn write(writers: &mut Writers<'_>, segments: Vec<SparseSegment>) -> bool {
+    segments.into_iter().all(|segment| writers.write(segment))
 }

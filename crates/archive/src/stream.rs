@@ -4,6 +4,8 @@
 //! is stored as a piece of it; when the segment is, it is stored whole and its pieces go. `archive_command` may store
 //! the same segments at the same time: one of both wins, the other finds it.
 
+mod received;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -131,27 +133,31 @@ impl Archiver {
     async fn store_piece(&mut self, path: &Path, name: &str) -> Result<(), PushError> {
         let bytes = self.repository.cluster.segment_bytes;
         let Some(segment) = Segment::from_file_name(name, bytes) else { return Ok(()) };
-        let whole_path = path.to_owned();
-        let read =
-            blocking(move || std::fs::read(&whole_path).map_err(file_error("read", &whole_path))).await?;
+        let (path, open) = (path.to_owned(), path.to_owned());
+        let file = blocking(move || received::Partial::open(&open).map_err(file_error("read", &open)));
+        // It is complete by now.
+        let Some(file) = file.await? else { return Ok(()) };
         // The first record may not have come yet.
-        let Ok(geometry) = self.repository.check(name, segment, &read) else { return Ok(()) };
+        let Ok(geometry) = self.repository.check(name, segment, &file.head, file.len) else { return Ok(()) };
         let growing = match self.growing.take().filter(|growing| growing.segment == segment) {
             Some(growing) => growing,
-            None => self.begin(segment, &read).await?,
+            None => self.begin(segment, &file.head).await?,
         };
         let growing = self.growing.insert(growing);
         let (from, start) = (growing.stored, Lsn(segment.number * bytes));
         let lineage = self.repository.lineage(segment.timeline).await?;
-        let (carry, whole) = (growing.carry.clone(), segment.end(bytes));
+        let carry = growing.carry.clone();
         let (name, timeline) = (name.to_owned(), segment.timeline);
         let content = blocking(move || {
-            let mut content = read;
-            content.drain(..usize::try_from(from.0 - start.0).unwrap_or(usize::MAX).min(content.len()));
-            let range = Range { timeline, start: from, end: whole };
+            let content = file.read_from(from.0 - start.0);
+            let mut content = content.map_err(file_error("read", &path))?;
+            if content.is_empty() {
+                return Ok((name, content));
+            }
+            let range = Range { timeline, start: from, end: Lsn(from.0 + content.len() as u64) };
             let split = wal::split(&geometry, &range, &content, carry.as_ref(), Tail::Dead);
             let split = split.map_err(|source| PushError::Split { name: name.clone(), source })?;
-            let end = split.end.map_or(whole, |end| end.max(from));
+            let end = split.end.map_or(range.end, |end| end.max(from));
             content.truncate(usize::try_from(end.0 - from.0).unwrap_or(usize::MAX));
             Ok::<_, PushError>((name, content))
         });
@@ -172,8 +178,8 @@ impl Archiver {
         Ok(())
     }
 
-    /// Goes on after the pieces that are there.
-    async fn begin(&self, segment: Segment, content: &[u8]) -> Result<Growing, PushError> {
+    /// Goes on after the pieces that are there. `head`: its first page.
+    async fn begin(&self, segment: Segment, head: &[u8]) -> Result<Growing, PushError> {
         let bytes = self.repository.cluster.segment_bytes;
         let start = Lsn(segment.number * bytes);
         let lineage = self.repository.lineage(segment.timeline).await?;
@@ -189,7 +195,7 @@ impl Archiver {
             }
         }
         let wal = self.cluster.directory.join("pg_wal");
-        let carry = self.repository.carry_into(&lineage, segment, content, Some(&wal)).await?;
+        let carry = self.repository.carry_into(&lineage, segment, head, Some(&wal)).await?;
         Ok(Growing { segment, stored: start, carry })
     }
 }

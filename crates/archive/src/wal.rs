@@ -53,7 +53,7 @@ pub use merge::{merge, merge_into};
 pub use pieces::Damaged;
 pub use record::checkpoint_next_xid;
 pub use select::{Outcome, SelectError, Selection, Until};
-pub use sheet::SparseSegment;
+pub use sheet::{Blank, SparseSegment};
 pub use split::{Split, SplitError, Tail, split};
 pub use version::{UnknownVersion, Version};
 pub use walk::Carry;

@@ -19,6 +19,9 @@ use crate::cluster::{Cluster, ClusterError, PATIENCE};
 /// How long a server takes at most until it has written down that it is there.
 const SHORTLY: Duration = Duration::from_secs(10);
 
+/// And until it has read the checkpoint where it begins. It waits for ever for one that does not come.
+const IN_TIME: Duration = Duration::from_secs(10 * 60);
+
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 const LOOKS_A_SECOND: u32 = 100;
 
@@ -55,7 +58,7 @@ impl Cluster {
             if look % LOOKS_A_SECOND == 0 && !self.is_running().await? {
                 break;
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > if is_told { PATIENCE } else { IN_TIME } {
                 return Err(self.not_started());
             }
             if !is_told {

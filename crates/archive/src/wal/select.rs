@@ -25,7 +25,7 @@ use super::pieces::{Damaged, Piece, Pieces, Stream};
 use super::record::{
     DBASE_CREATE_FILE_COPY, DBASE_CREATE_WAL_LOG, HEADER, Header, Parts, is_plausible_total, rm, xlog,
 };
-use super::sheet::{Sheet, SparseSegment};
+use super::sheet::{Blank, Sheet, SparseSegment};
 use super::xact;
 
 /// How far to go.
@@ -202,9 +202,9 @@ impl Selection {
         Ok(self.sheet.take_finished())
     }
 
-    /// Takes a segment back that [`Self::push`] gave out, to make another one of its memory.
-    pub fn take_back(&mut self, segment: SparseSegment) {
-        self.sheet.take_back(segment);
+    /// Takes memory of a segment that was given out, for another one.
+    pub fn reuse(&mut self, blank: Blank) {
+        self.sheet.reuse(blank);
     }
 
     /// Gives out the rest.

@@ -15,6 +15,21 @@ pub struct SparseSegment {
     pub runs: Vec<std::ops::Range<u32>>,
 }
 
+/// Memory of a segment that is not needed any more: zeros, as long as it was.
+pub struct Blank(pub(crate) Vec<u8>);
+
+impl SparseSegment {
+    /// To clear what is in it costs less than to get as much memory anew.
+    #[must_use]
+    pub fn into_blank(self) -> Blank {
+        let Self { mut bytes, runs, .. } = self;
+        for run in runs {
+            bytes[run.start as usize..run.end as usize].fill(0);
+        }
+        Blank(bytes)
+    }
+}
+
 /// The longest filling record, so that PostgreSQL reads it into the buffer it has.
 const LONGEST_NOOP: u64 = 128 << 10;
 const SMALLEST: u64 = HEADER as u64;
@@ -23,8 +38,7 @@ pub(super) struct Sheet {
     geometry: Geometry,
     open: Option<Page>,
     finished: Vec<SparseSegment>,
-    /// Zeros, of a segment that is not needed any more.
-    blank: Option<Vec<u8>>,
+    blanks: Vec<Blank>,
     /// From which position on which timeline goes.
     timelines: Vec<(u64, u32)>,
 }
@@ -39,7 +53,7 @@ struct Page {
 
 impl Sheet {
     pub(super) fn new(geometry: Geometry) -> Self {
-        Self { geometry, open: None, finished: Vec::new(), blank: None, timelines: Vec::new() }
+        Self { geometry, open: None, finished: Vec::new(), blanks: Vec::new(), timelines: Vec::new() }
     }
 
     /// From `lsn` on, WAL is of this timeline. A segment is of the newest that it has.
@@ -59,13 +73,9 @@ impl Sheet {
         std::mem::take(&mut self.finished)
     }
 
-    /// Takes a segment back that was given out: to clear what is in it costs less than to get as much memory anew.
-    pub(super) fn take_back(&mut self, segment: SparseSegment) {
-        let SparseSegment { mut bytes, runs, .. } = segment;
-        for run in runs {
-            bytes[run.start as usize..run.end as usize].fill(0);
-        }
-        self.blank = Some(bytes);
+    /// Memory for another segment.
+    pub(super) fn reuse(&mut self, blank: Blank) {
+        self.blanks.push(blank);
     }
 
     /// Ends with the segment that is being written.
@@ -182,7 +192,7 @@ impl Sheet {
         let open = self.open.get_or_insert_with(|| Page {
             number,
             timeline,
-            bytes: self.blank.take().unwrap_or_else(|| vec![0; segment_bytes as usize]),
+            bytes: self.blanks.pop().map_or_else(|| vec![0; segment_bytes as usize], |Blank(bytes)| bytes),
             touched: vec![false; (segment_bytes / PAGE_BYTES) as usize],
         });
         let within = page % segment_bytes;

@@ -36,7 +36,7 @@ fn select_with(
         let streams: Vec<&[u8]> =
             kept.iter().filter_map(|database| split.streams.get(database)).map(Vec::as_slice).collect();
         let finished = selection.push(range, &split.streams[&SHARED], &streams)?;
-        finished.iter().cloned().for_each(|segment| selection.take_back(segment));
+        finished.iter().cloned().for_each(|segment| selection.reuse(segment.into_blank()));
         segments.extend(finished);
     }
     let (rest, outcome) = selection.finish();
