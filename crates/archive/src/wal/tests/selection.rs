@@ -157,9 +157,10 @@ proptest! {
             found.iter().filter(|record| !(record.rmid == 0 && matches!(record.info, 0x20 | 0x40))).cloned().collect();
         prop_assert_eq!(kept_ones, wanted);
         // It ends where it says, and nothing follows.
-        prop_assert_eq!(end, outcome.end.0);
-        prop_assert!(bytes[(end - start) as usize..].iter().all(|byte| *byte == 0));
         let place = |lsn| forge.geometry.place(lsn);
+        let begins_after_header = found.is_empty() && end == from;
+        prop_assert!(end == outcome.end.0 || (begins_after_header && place(end) == place(outcome.end.0)));
+        prop_assert!(bytes[(end - start) as usize..].iter().all(|byte| *byte == 0));
         match until {
             Until::End => prop_assert_eq!(place(outcome.end.0), place((forge.here() + 7) & !7)),
             Until::Time(_) => {
