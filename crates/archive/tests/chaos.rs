@@ -353,7 +353,7 @@ async fn look(field: &Field, run: u32) -> BTreeSet<(usize, i64)> {
     let plan = repository.plan_recovery(None, loomworks_core::time::now()).await.expect("a plan");
     let directory = field.server.directory.join(format!("back-{run}"));
     let wal = directory.join("pg_wal");
-    repository.lay_out_cluster(&plan, &directory, &wal, QUIET).await.expect("lay out");
+    let (_, replayable) = repository.lay_out_cluster(&plan, &directory, &wal, QUIET).await.expect("lay out");
     let cluster = Cluster {
         installation: field.cluster().installation.clone(),
         directory: directory.clone(),
@@ -364,7 +364,10 @@ async fn look(field: &Field, run: u32) -> BTreeSet<(usize, i64)> {
     cluster.configure(&(settings + "shared_buffers = '16MB'\n")).unwrap();
     durable::write(&directory.join("postgresql.auto.conf"), b"").unwrap();
     give(&cluster, &directory);
-    cluster.start().await.expect("the cluster that was brought back starts");
+    cluster.begin_replay().await.expect("the cluster that was brought back starts");
+    let replayed = cluster.end_replay().await.expect("it replays").expect("it runs");
+    let end = replayable.outcome.end;
+    assert!(replayed >= end, "{replayed} was replayed of what was laid out up to {end}");
     let mut found = BTreeSet::new();
     for (database, name) in DATABASES.iter().enumerate() {
         let mut inside = cluster.local("postgres", name).connect().await.expect("connect");

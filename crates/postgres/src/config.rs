@@ -77,7 +77,8 @@ impl Serving<'_> {
 
 impl Recovering<'_> {
     /// Whoever connects finds the end of what was to be replayed: the records that standbys need to be read from before are
-    /// not laid out.
+    /// not laid out. So it is begun and ended by [`crate::Cluster::begin_replay`] and [`crate::Cluster::end_replay`]:
+    /// `pg_ctl` would call it started as soon as it replays.
     ///
     /// It may lose everything at a crash (it would be made anew), and it must never archive: it carries the system
     /// identifier of its source.

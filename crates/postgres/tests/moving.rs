@@ -84,7 +84,8 @@ async fn pair(installation: Installation) -> Pair {
     assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
     at.start().await.unwrap();
     let settings = config::Recovering { socket_directory: &source.socket_directory }.render();
-    let more = format!("max_prepared_transactions = 10\nport = {}\n", source.port);
+    // Otherwise it counts as started when it has begun to recover.
+    let more = format!("hot_standby = on\nmax_prepared_transactions = 10\nport = {}\n", source.port);
     source.configure(&(settings + &more)).unwrap();
     source.start().await.unwrap();
     execute(at, "shop", "ROLLBACK PREPARED 'half'").await.unwrap();
