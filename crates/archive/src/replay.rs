@@ -96,7 +96,7 @@ impl Repository {
         let names = self.objects(&replay.lineage, replay.from, to).await?;
         let total = names.len() as u64;
         let (sender, receiver) = mpsc::sync_channel(READ_AHEAD);
-        let mut merging = Merging::new(replay, directory, self.cluster.segment_bytes);
+        let merging = Merging::new(replay, directory, self.cluster.segment_bytes);
         let merged = tokio::task::spawn_blocking(move || merging.run(&receiver));
         let mut read = futures_util::stream::iter(names)
             .map(|name| self.read_streams(name, replay))
@@ -152,19 +152,17 @@ struct Merging {
     replay: Replay,
     directory: PathBuf,
     segment_bytes: u64,
-    stream_bytes: u64,
 }
 
 impl Merging {
     fn new(replay: &Replay, directory: &Path, segment_bytes: u64) -> Self {
         let (replay, directory) = (replay.clone(), directory.to_owned());
-        Self { replay, directory, segment_bytes, stream_bytes: 0 }
+        Self { replay, directory, segment_bytes }
     }
 
-    fn run(&mut self, receiver: &mpsc::Receiver<Streams>) -> Result<Laid, RepositoryError> {
-        let directory = self.directory.clone();
+    fn run(&self, receiver: &mpsc::Receiver<Streams>) -> Result<Laid, RepositoryError> {
         std::thread::scope(|scope| {
-            let mut writers = Writers::start(scope, &directory, self.segment_bytes);
+            let mut writers = Writers::start(scope, &self.directory, self.segment_bytes);
             let merged = self.merge(receiver, &mut writers);
             let segments = writers.finish()?;
             let mut laid = merged?.expect("writers end early by an error only");
@@ -177,11 +175,12 @@ impl Merging {
 
     /// `None`: a writer has ended.
     fn merge(
-        &mut self,
+        &self,
         receiver: &mpsc::Receiver<Streams>,
         writers: &mut Writers<'_>,
     ) -> Result<Option<Laid>, RepositoryError> {
         let mut selection: Option<Selection> = None;
+        let mut stream_bytes = 0;
         for Streams { name, header, shared, kept } in receiver {
             let Replay { from, next_xid, databases, until, transactions_until, .. } = &self.replay;
             let selection = selection.get_or_insert_with(|| {
@@ -189,7 +188,7 @@ impl Merging {
                 new.keep_transactions_until(*transactions_until);
                 new
             });
-            self.stream_bytes += (shared.len() + kept.iter().map(Vec::len).sum::<usize>()) as u64;
+            stream_bytes += (shared.len() + kept.iter().map(Vec::len).sum::<usize>()) as u64;
             let kept: Vec<&[u8]> = kept.iter().map(Vec::as_slice).collect();
             writers.blanks().for_each(|blank| selection.reuse(blank));
             match selection.push(&header.range, &shared, &kept) {
@@ -218,7 +217,7 @@ impl Merging {
             name: format!("the WAL at {} of timeline {}", self.replay.from, self.replay.lineage.timeline()),
         })?;
         let (segments, outcome) = selection.finish();
-        let replayable = Replayable { outcome, stream_bytes: self.stream_bytes, segments: 0 };
+        let replayable = Replayable { outcome, stream_bytes, segments: 0 };
         Ok(write(writers, segments).then_some(Laid::Out(replayable)))
     }
 }

@@ -206,7 +206,7 @@ impl Repository {
         Ok(Replay {
             from: backup.start,
             next_xid: backup.next_xid,
-            // A side cluster does not leave its timeline.
+            // A side cluster replays this one to its end and follows no other.
             lineage: self.lineage(backup.timeline).await?,
             databases: plan.databases().into_iter().collect(),
             until: until(plan.target),

@@ -151,9 +151,6 @@ impl Archiver {
         let content = blocking(move || {
             let content = file.read_from(from.0 - start.0);
             let mut content = content.map_err(file_error("read", &path))?;
-            if content.is_empty() {
-                return Ok((name, content));
-            }
             let range = Range { timeline, start: from, end: Lsn(from.0 + content.len() as u64) };
             let split = wal::split(&geometry, &range, &content, carry.as_ref(), Tail::Dead);
             let split = split.map_err(|source| PushError::Split { name: name.clone(), source })?;

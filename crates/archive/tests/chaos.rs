@@ -20,7 +20,7 @@ use loomworks_archive::store::{Location, Store};
 use loomworks_archive::{ClusterIdentity, Repository, stream};
 use loomworks_core::durable;
 use loomworks_core::lsn::Lsn;
-use loomworks_postgres::{Cluster, PgConnection, config};
+use loomworks_postgres::{Cluster, PgConnection};
 use loomworks_testkit::faulty::{Fault, Faults};
 use loomworks_testkit::{Server, free_port};
 use object_store::local::LocalFileSystem;
@@ -360,9 +360,9 @@ async fn look(field: &Field, run: u32) -> BTreeSet<(usize, i64)> {
         socket_directory: field.server.directory.clone(),
         port: free_port(),
     };
-    let settings = config::Recovering { socket_directory: &cluster.socket_directory }.render();
-    cluster.configure(&(settings + "shared_buffers = '16MB'\n")).unwrap();
-    durable::write(&directory.join("postgresql.auto.conf"), b"").unwrap();
+    let file = directory.join("postgresql.conf");
+    let settings = std::fs::read_to_string(&file).unwrap() + "shared_buffers = '16MB'\n";
+    durable::write(&file, settings.as_bytes()).unwrap();
     give(&cluster, &directory);
     cluster.begin_replay().await.expect("the cluster that was brought back starts");
     let replayed = cluster.end_replay().await.expect("it replays").expect("it runs");

@@ -92,10 +92,23 @@ pub(crate) fn is_late(newest_backup: Timestamp, now: Timestamp) -> bool {
 
 /// How the archive stands now.
 pub async fn status(world: &World, _: &Operator) -> Result<ArchiveStatus, Error> {
-    look(world).await
+    let status = look(world).await?;
+    Ok(ArchiveStatus { windows: windows(world, status.recoverable_from).await?, ..status })
 }
 
-/// The same for whoever measures the platform.
+async fn windows(world: &World, oldest: Option<Timestamp>) -> Result<Vec<WindowShown>, Error> {
+    let mut mgmt = world.db.platform.acquire().await?;
+    let reaches = tiers::reaches(&mut mgmt, world.policy.recovery_days).await?;
+    let now = time::now();
+    let shown = reaches.iter().map(|reach| WindowShown {
+        recovery_days: reach.days(),
+        tenants: reach.tenants.max(0).cast_unsigned(),
+        recoverable_from: recovery::from(oldest, reach.days(), Timestamp::MIN, now),
+    });
+    Ok(shown.collect())
+}
+
+/// The same for whoever measures the platform every few seconds, without the tenants' windows.
 pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
     let mut admin = world.cluster.connect("postgres").await?;
     let timeline = timeline(&mut admin).await?;
@@ -131,15 +144,6 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
         }
         Some(_) => {}
     }
-    let recoverable_from = backups.first().map(|backup| backup.finished_at);
-    let mut mgmt = world.db.platform.acquire().await?;
-    let reaches = tiers::reaches(&mut mgmt, world.policy.recovery_days).await?;
-    drop(mgmt);
-    let windows = reaches.iter().map(|reach| WindowShown {
-        recovery_days: reach.days(),
-        tenants: reach.tenants.max(0).cast_unsigned(),
-        recoverable_from: recovery::from(recoverable_from, reach.days(), Timestamp::MIN, now),
-    });
     Ok(ArchiveStatus {
         repository: world.repository.location().to_string(),
         timeline,
@@ -154,8 +158,8 @@ pub(crate) async fn look(world: &World) -> Result<ArchiveStatus, Error> {
         }),
         backups: backups.len() as u64,
         newest_backup_at,
-        recoverable_from,
-        windows: windows.collect(),
+        recoverable_from: backups.first().map(|backup| backup.finished_at),
+        windows: Vec::new(),
         alarms,
     })
 }

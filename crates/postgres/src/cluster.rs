@@ -137,7 +137,7 @@ impl Cluster {
         loop {
             let started = match self.is_running().await? {
                 true => self.wait_until_ready().await,
-                false => self.start_once().await,
+                false => self.start_once("-w").await,
             };
             tries += 1;
             match started {
@@ -156,12 +156,8 @@ impl Cluster {
         }
     }
 
-    async fn start_once(&self) -> Result<(), ClusterError> {
-        self.call_pg_ctl_to_start("-w").await
-    }
-
     /// `waits`: `-w` to come back when the server answers, `-W` at once.
-    pub(crate) async fn call_pg_ctl_to_start(&self, waits: &str) -> Result<(), ClusterError> {
+    pub(crate) async fn start_once(&self, waits: &str) -> Result<(), ClusterError> {
         let log = self.start_log();
         let (directory, seconds) = (self.directory.to_string_lossy(), PATIENCE.as_secs().to_string());
         let options = format!("-p {}", self.port);

@@ -15,6 +15,7 @@ use sqlx::{ConnectOptions, PgConnection};
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::{Cluster, ClusterError, PATIENCE};
+use crate::config::Recovering;
 
 /// How long a server takes at most until it has written down that it is there.
 const SHORTLY: Duration = Duration::from_secs(10);
@@ -26,14 +27,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const LOOKS_A_SECOND: u32 = 100;
 
 impl Cluster {
-    /// Starts a server on a directory that was laid out from a base backup and configured by
-    /// [`crate::config::Recovering`]. A segment must get its name when it is complete.
+    /// Configures a directory that was laid out from a base backup and starts a server on it. A segment must get its name
+    /// when it is complete.
     ///
     /// Whether it really replays shows at the end.
     pub async fn begin_replay(&self) -> Result<(), ClusterError> {
         self.check_socket_path()?;
+        self.configure(&Recovering { socket_directory: &self.socket_directory }.render())?;
+        // What `ALTER SYSTEM` set at the source comes with the backup and would win.
+        self.write_in(&self.directory, "postgresql.auto.conf", "")?;
         self.write_in(&self.directory, "standby.signal", "")?;
-        self.call_pg_ctl_to_start("-W").await?;
+        self.start_once("-W").await?;
         // By this file it is found by whoever has to stop it.
         let (pid, begun) = (self.directory.join("postmaster.pid"), Instant::now());
         while !pid.exists() {

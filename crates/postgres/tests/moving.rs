@@ -1,29 +1,17 @@
 //! A database's files, moved from a copy of a cluster into the cluster that went on since.
 
-use std::process::Command;
+mod support;
 
 use loomworks_postgres::moving::{self, Landing};
 use loomworks_postgres::sql::run;
 use loomworks_postgres::{Cluster, Installation, config, databases};
-use loomworks_testkit::{Server, free_port, installation, installation_of};
+use loomworks_testkit::{Server, installation, installation_of};
+use support::{Copy, execute, stop_at_once, text};
 
 /// A server, and a copy of it as it was when its database `shop` had been filled.
 struct Pair {
+    source: Copy,
     target: Server,
-    source: Cluster,
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        stop_at_once(&self.source);
-    }
-}
-
-fn stop_at_once(cluster: &Cluster) {
-    let mut command = cluster.installation.command("pg_ctl").into_std();
-    command.args(["stop", "-s", "-m", "immediate", "-D"]).arg(&cluster.directory);
-    let output = command.output().expect("run pg_ctl");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 const SHOP: &str = "
@@ -45,15 +33,6 @@ const CONTENT: &str = "SELECT (SELECT md5(string_agg(i::text, '' ORDER BY id)) F
     || (SELECT s::text FROM public.summary s) || (SELECT last_value FROM public.numbers)
     || encode(lo_get(4711), 'escape')";
 
-async fn text(cluster: &Cluster, database: &str, sql: &'static str) -> String {
-    let mut connection = cluster.connect(database).await.unwrap();
-    sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap()
-}
-
-async fn execute(cluster: &Cluster, database: &str, sql: &str) -> sqlx::Result<()> {
-    run(&mut cluster.connect(database).await.unwrap(), sql.to_owned()).await
-}
-
 async fn pair(installation: Installation) -> Pair {
     let target = Server::start_with(installation).await;
     let at = &target.cluster;
@@ -72,16 +51,10 @@ async fn pair(installation: Installation) -> Pair {
     let prepared = "BEGIN; INSERT INTO public.items VALUES (-1, 'never', ''); PREPARE TRANSACTION 'half'";
     execute(at, "shop", prepared).await.unwrap();
 
-    let source = Cluster {
-        directory: target.directory.join("copy"),
-        socket_directory: target.directory.clone(),
-        port: free_port(),
-        installation: at.installation.clone(),
-    };
     // As a backup has it: sessions and transactions have not ended.
     stop_at_once(at);
-    let copied = Command::new("cp").arg("-a").arg(&at.directory).arg(&source.directory).output().unwrap();
-    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    let copy = Copy::of(&target);
+    let source = &copy.0;
     at.start().await.unwrap();
     let settings = config::Recovering { socket_directory: &source.socket_directory }.render();
     // Otherwise it counts as started when it has begun to recover.
@@ -89,7 +62,7 @@ async fn pair(installation: Installation) -> Pair {
     source.configure(&(settings + &more)).unwrap();
     source.start().await.unwrap();
     execute(at, "shop", "ROLLBACK PREPARED 'half'").await.unwrap();
-    Pair { target, source }
+    Pair { target, source: copy }
 }
 
 /// What `pg_amcheck` does, which other versions come without.
@@ -119,7 +92,7 @@ async fn the_same_on_other_versions_that_are_there() {
 
 async fn move_and_crash(installation: Installation) {
     let pair = pair(installation).await;
-    let (here, there) = (&pair.target.cluster, &pair.source);
+    let (here, there) = (&pair.target.cluster, &pair.source.0);
     let wanted = text(here, "shop", CONTENT).await;
     // The cluster goes on: what all databases share is written, a role goes, and the database is spoilt.
     execute(here, "shop", "DELETE FROM public.items; DROP OWNED BY passing; DROP ROLE passing")
@@ -170,7 +143,7 @@ async fn move_and_crash(installation: Installation) {
 #[tokio::test]
 async fn what_cannot_be_moved_says_why() {
     let pair = pair(installation().await).await;
-    let (here, there) = (&pair.target.cluster, &pair.source);
+    let (here, there) = (&pair.target.cluster, &pair.source.0);
     let mut admin = here.connect("postgres").await.unwrap();
     run(&mut admin, "CREATE ROLE later".into()).await.unwrap();
     let mut recovered = there.connect("shop").await.unwrap();

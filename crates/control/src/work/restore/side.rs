@@ -5,15 +5,13 @@ use std::path::PathBuf;
 use loomworks_archive::backup::Progress as LaidOut;
 use loomworks_archive::replay::{Laid, Replayable};
 use loomworks_archive::restore::RestorePlan;
-use loomworks_core::durable;
 use loomworks_core::ids::JobId;
 use loomworks_core::lsn::Lsn;
+use loomworks_postgres::Cluster;
 use loomworks_postgres::cluster::remove_directory;
-use loomworks_postgres::{Cluster, config};
 use tracing::{info, warn};
 
 use crate::World;
-use crate::error::Error;
 use crate::jobs::{Context, StepError};
 
 /// The side cluster of a restore and what belongs to it.
@@ -47,7 +45,7 @@ impl Side {
         let mut wanted = None;
         let laid = loop {
             let first = repository.lay_out_files_of(plan, directory, &report).await?;
-            self.begin_replay().await?;
+            self.cluster.begin_replay().await?;
             let replay = wanted.unwrap_or(first);
             match repository.lay_out_wal_of(plan, &replay, directory, &report).await? {
                 Laid::Out(laid) => break laid,
@@ -62,16 +60,6 @@ impl Side {
             "laid out what is to be replayed"
         );
         Ok(laid)
-    }
-
-    async fn begin_replay(&self) -> Result<(), StepError> {
-        let settings = config::Recovering { socket_directory: &self.cluster.socket_directory };
-        self.cluster.configure(&settings.render())?;
-        // What `ALTER SYSTEM` set at the source comes with the backup and would win.
-        let overrides = self.cluster.directory.join("postgresql.auto.conf");
-        durable::write(&overrides, b"")
-            .map_err(|error| Error::Internal(format!("write `{}`: {error}", overrides.display())))?;
-        Ok(self.cluster.begin_replay().await?)
     }
 
     /// Waits until everything that was laid out is replayed, which ends at `end`.
